@@ -1,0 +1,120 @@
+"""What a state and a time may look like: every public entry passes its arguments through here.
+
+A state ``x`` has shape ``(B, *event)``. A time reaches user code either as shape ``()`` in float64, or as
+``(B, 1, ..., 1)`` in at least float32, ready to broadcast against ``x``.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+Time = float | Tensor
+"""A time as callers give it: a number, or a tensor of shape (), (B,) or (B, 1, ..., 1)."""
+
+# The one kind of device that torch runs on and that has no float64.
+_NO_FLOAT64 = ("mps",)
+
+
+def check_state(x: Tensor, name: str = "x") -> Tensor:
+    """Return ``x`` if it can be a state: a real floating tensor with a non-empty batch axis."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (B, *event), got {type(x).__name__}.")
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a real floating-point tensor, got {x.dtype}: use {name}.float().")
+    if x.ndim == 0:
+        raise ValueError(f"{name} has shape (); a state needs a batch axis: use {name}.reshape(1).")
+    if x.shape[0] == 0:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: the batch is empty, give at least one sample.")
+    return x
+
+
+def check_finite(x: Tensor, name: str = "x") -> Tensor:
+    """Return ``x`` if all of it is finite. Reads one value back from the device; meta tensors pass."""
+    if x.device.type != "meta" and not bool(torch.isfinite(x).all()):
+        rows = torch.nonzero(~torch.isfinite(x).flatten(1 if x.ndim > 1 else 0).reshape(x.shape[0], -1).all(1))
+        raise ValueError(
+            f"{name} has NaN or infinite entries in {len(rows)} of {x.shape[0]} samples "
+            f"(first: {rows.flatten()[:5].tolist()}). Remove or repair these samples."
+        )
+    return x
+
+
+def float64(t: Time) -> Tensor:
+    """``t`` as a float64 tensor; on a device without float64, float32."""
+    if not isinstance(t, Tensor):
+        return torch.tensor(t, dtype=torch.float64)
+    if t.dtype == torch.float64:
+        return t
+    return t.to(torch.float32 if t.device.type in _NO_FLOAT64 else torch.float64)
+
+
+def time_dtype(t: Time) -> torch.dtype:
+    """The dtype in which schedule values for ``t`` are returned: that of ``t``, at least float32."""
+    if not isinstance(t, Tensor) or not t.dtype.is_floating_point:
+        return torch.float64
+    return torch.promote_types(t.dtype, torch.float32)
+
+
+def as_time(t: Time, x: Tensor, t_max: float = math.inf) -> Tensor:
+    """``t`` in the shape in which drifts, schedules and scores receive it beside ``x``.
+
+    A number or a ``()`` tensor becomes a ``()`` float64 tensor; ``(B,)`` or ``(B, 1, ..., 1)`` becomes
+    ``(B, 1, ..., 1)`` in at least float32. Values outside ``[0, t_max]`` raise (on the host only: a time on an
+    accelerator is not read back).
+    """
+    if not isinstance(t, Tensor):
+        if not isinstance(t, Real):
+            raise TypeError(f"t must be a number or a tensor, got {type(t).__name__}.")
+        _check_range(float(t), float(t), t_max)
+        return torch.tensor(float(t), dtype=torch.float64)
+    if t.is_complex():
+        raise TypeError("t is complex; times are real numbers.")
+    if t.ndim == 0:
+        if t.device.type == "cpu":
+            value = t.item()
+            _check_range(value, value, t_max)
+        return float64(t)
+    batch = x.shape[0]
+    if t.shape[0] != batch or t.numel() != batch:
+        raise ValueError(
+            f"t has shape {tuple(t.shape)} beside x of shape {tuple(x.shape)}: give a number, a 0-d tensor or one "
+            f"time per sample, shape ({batch},)."
+        )
+    if t.device != x.device:
+        raise ValueError(f"t is on {t.device} and x on {x.device}: move it with t.to(x.device).")
+    if t.device.type == "cpu":
+        _check_range(float(t.min()), float(t.max()), t_max)
+    t = t.to(torch.promote_types(t.dtype, torch.float32) if t.dtype.is_floating_point else torch.float32)
+    return t.reshape(batch, *([1] * (x.ndim - 1)))
+
+
+def _check_range(low: float, high: float, t_max: float) -> None:
+    slack = 1e-6 * min(t_max, 1.0)  # a float32 time may round just past the end
+    if not (low >= -slack and high <= t_max + slack):
+        seen = f"{low:g}" if low == high else f"{low:g} ... {high:g}"
+        raise ValueError(f"t = {seen} is outside [0, {t_max:g}], the domain of this process.")
+
+
+def per_sample(t: Tensor, x: Tensor) -> Tensor:
+    """``t`` of shape ``()`` or ``(B, 1, ..., 1)`` as ``(B,)`` on x's device, as networks want it."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return t.to(x.device, dtype).reshape(-1).expand(x.shape[0])
+
+
+def check_like(value: object, x: Tensor, what: str) -> Tensor:
+    """Return what a user's function gave for ``x``, cast to x's dtype; it must have exactly x's shape."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{what} returned {type(value).__name__} for x of shape {tuple(x.shape)}; it must return a tensor of that "
+            "shape (a constant c is `torch.full_like(x, c)`, no drift is `torch.zeros_like(x)`)."
+        )
+    if value.shape != x.shape:
+        raise ValueError(
+            f"{what} returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return exactly x's "
+            "shape. Beware of a reduction without keepdim=True and of a (d,) tensor that broadcast."
+        )
+    return value if value.dtype == x.dtype else value.to(x.dtype)

@@ -1,0 +1,132 @@
+"""Densities: laws with ``sample``, ``log_prob`` and ``score``.
+
+Parameters are kept in float64 on the host; a density answers in the dtype and on the device of the ``x`` it is asked
+about, and samples in its own ``dtype`` and ``device``.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from ..checks import check_state
+
+
+class Posterior(Protocol):
+    r"""What is known of :math:`x_t = \alpha x_0 + \sigma\epsilon` at given x, each found when asked for."""
+
+    def score(self) -> Tensor: ...
+    def noise(self) -> Tensor: ...
+    def data(self) -> Tensor: ...
+    def log_prob(self) -> Tensor: ...
+
+
+class Density(ABC):
+    """A law on states of shape ``event_shape``. Subclasses write :meth:`draw` and :meth:`log_prob`."""
+
+    event_shape: tuple[int, ...]
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+    @abstractmethod
+    def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """``n`` samples in float64 on the host, (n, *event)."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The log density in nats at x (B, *event), shape (B,)."""
+
+    def score(self, x: Tensor) -> Tensor:
+        r""":math:`\nabla_x\log p(x)`, of x's shape; by automatic differentiation unless a subclass knows better."""
+        keep = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            at = x if keep else x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.log_prob(at).sum(), at, create_graph=keep)
+        return gradient
+
+    def diffused(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
+        r"""The posterior of :math:`x_0` given :math:`x = \alpha x_0 + \sigma\epsilon`, where it has a closed form."""
+        raise NotImplementedError(
+            f"{type(self).__name__} stays in closed form under no linear SDE, so it has no exact score at t > 0. Use a "
+            "Mixture, or an Empirical density of samples, or train a score on samples."
+        )
+
+    def sample(self, n: int, *, seed: int | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """``n`` samples, (n, *event), in this density's dtype and on its device.
+
+        Args:
+            n: how many, at least 1.
+            seed: or ``generator``, a host generator: for repeatable samples. At most one of the two.
+        """
+        if n < 1:
+            raise ValueError(f"n = {n}: ask for at least one sample.")
+        if seed is not None and generator is not None:
+            raise ValueError("Give seed or generator, not both.")
+        if seed is not None:
+            generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            return self.draw(n, generator).to(self.device, self.dtype)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """This density, sampling on another device or in another dtype."""
+        moved = copy.copy(self)
+        if device is not None:
+            moved.device = torch.device(device)
+        if dtype is not None:
+            moved.dtype = dtype
+        return moved
+
+    def _check(self, x: Tensor) -> Tensor:
+        if tuple(check_state(x).shape[1:]) != self.event_shape:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; {type(self).__name__} needs (B, {', '.join(map(str, self.event_shape))})."
+            )
+        return x
+
+
+class Distribution(Density):
+    """Any object in the style of ``torch.distributions``: ``log_prob(x)`` and, for samples, ``sample((n,))``.
+
+    Args:
+        distribution: its ``log_prob`` must give shape (B,) for x (B, *event): wrap a factorised law in
+            ``torch.distributions.Independent``.
+    """
+
+    def __init__(self, distribution: Any):
+        shape = getattr(distribution, "batch_shape", torch.Size())
+        if len(shape) > 0:
+            raise ValueError(
+                f"The distribution has batch_shape {tuple(shape)}: wrap it in torch.distributions.Independent(d, "
+                f"{len(shape)}) so that log_prob gives one number per sample."
+            )
+        self.distribution = distribution
+        self.event_shape = tuple(distribution.event_shape)
+        probe = getattr(distribution, "mean", None)
+        if isinstance(probe, Tensor):
+            self.device, self.dtype = probe.device, probe.dtype
+
+    def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """Samples of the distribution; torch.distributions takes no generator, so the global one is set and restored."""
+        with torch.random.fork_rng(devices=[]):
+            if generator is not None:
+                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            else:
+                torch.seed()
+            return self.distribution.sample((n,))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """The distribution's log_prob."""
+        return self.distribution.log_prob(self._check(x))
+
+
+def as_density(law: Any) -> Density:
+    """``law`` itself if it is a :class:`Density`, else a :class:`Distribution` around it."""
+    if isinstance(law, Density):
+        return law
+    if not hasattr(law, "log_prob"):
+        raise TypeError(f"{type(law).__name__} is no density: it has no log_prob(x).")
+    return Distribution(law)

@@ -1,0 +1,112 @@
+r"""What a network may predict, and how each prediction becomes a score, a noise and a data prediction.
+
+With :math:`x_t = \alpha x_0 + \sigma\epsilon` the four usual targets say the same thing:
+
+.. math:: s = -\hat\epsilon/\sigma, \qquad x = \alpha\hat x_0 + \sigma\hat\epsilon, \qquad
+          v = \alpha\hat\epsilon - \sigma\hat x_0 .
+
+Each form divides by no more than it must: data from a noise prediction needs :math:`\alpha \ne 0`, noise from a data
+prediction :math:`\sigma \ne 0`, a velocity neither.
+
+Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho 2022, https://arxiv.org/abs/2202.00512.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+
+class Form(ABC):
+    """One parameterisation. ``p`` is the prediction, ``alpha`` and ``sigma`` broadcast against ``x``."""
+
+    @abstractmethod
+    def score(self, p: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The score from the prediction."""
+
+    @abstractmethod
+    def noise(self, p: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The predicted noise, E[eps | x_t]."""
+
+    @abstractmethod
+    def data(self, p: Any, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The predicted data, E[x_0 | x_t]."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What a network in this form learns, by least squares, from x_0 and eps."""
+
+
+class NoiseForm(Form):
+    """The prediction is the noise."""
+
+    def score(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return -p / sigma
+
+    def noise(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return p
+
+    def data(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x - sigma * p) / _nonzero(alpha, "a noise prediction")
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return noise
+
+
+class DataForm(Form):
+    """The prediction is the data, the posterior mean of x_0."""
+
+    def score(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha * p - x) / (sigma * sigma)
+
+    def noise(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x - alpha * p) / sigma
+
+    def data(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return p
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return x0
+
+
+class VelocityForm(Form):
+    r"""The prediction is :math:`v = \alpha\epsilon - \sigma x_0`."""
+
+    def score(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return -self.noise(p, x, alpha, sigma) / sigma
+
+    def noise(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (sigma * x + alpha * p) / (alpha * alpha + sigma * sigma)
+
+    def data(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha * x - sigma * p) / (alpha * alpha + sigma * sigma)
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha * noise - sigma * x0
+
+
+class ScoreForm(Form):
+    """The prediction is the score itself."""
+
+    def score(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return p
+
+    def noise(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return -sigma * p
+
+    def data(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x + sigma * sigma * p) / _nonzero(alpha, "a score")
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return -noise / sigma
+
+
+def _nonzero(alpha: Tensor, what: str) -> Tensor:
+    if alpha.ndim == 0 and alpha.device.type == "cpu" and alpha.item() == 0:
+        raise ValueError(
+            f"alpha(t) = 0 at this time: {what} says nothing of the data there. Use DataPrediction or "
+            "VelocityPrediction, or start a little below t_max."
+        )
+    return alpha

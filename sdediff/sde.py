@@ -1,0 +1,263 @@
+r"""Stochastic differential equations and their reversal.
+
+An SDE :math:`dx = f(x, t)\,dt + G(x, t)\,dW` (Itô) carries a density :math:`p_0` to :math:`p_t` by the Fokker-Planck
+equation :math:`\partial_t p = -\nabla\cdot(fp) + \tfrac12\nabla\nabla:(Dp)`, with :math:`D = GG^\top`. The same
+marginals are run through backwards, for every :math:`\eta \ge 0`, by
+
+.. math:: dx = \bigl[f - \tfrac12(1+\eta^2)(\nabla\cdot D + D\,\nabla\log p_t)\bigr]dt + \eta\,G\,d\bar W .
+
+:math:`\eta = 1` is Anderson's reverse SDE, :math:`\eta = 0` the probability-flow ODE. All of them live on the clock of
+the forward process: t = 0 is data, ``t_max`` is noise, a reversal is solved from ``t_max`` down. A reversal is an SDE
+again, so solvers need to know nothing of diffusion models.
+
+Sources: Anderson 1982, https://doi.org/10.1016/0304-4149(82)90051-5; Song et al. 2021,
+https://arxiv.org/abs/2011.13456; Huang et al. 2021, https://arxiv.org/abs/2106.02808.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import Tensor
+
+from .checks import Time, as_time, check_like, check_state, float64
+from .diffusion import Diagonal, Diffusion, as_diffusion, gram_divergence
+from .score import Given, Score, as_score
+
+ScoreLike = Score | Callable[..., Tensor]
+"""A :class:`~sdediff.score.Score`, or any function ``score(x, t)`` that returns x's shape."""
+
+Coefficient = float | Callable[[Tensor], Tensor]
+"""A number or a function of t."""
+
+
+class SDE(ABC):
+    r"""An Itô SDE :math:`dx = f(x, t)\,dt + G(x, t)\,dW` on ``0 <= t <= t_max``.
+
+    To write your own:
+
+    1. ``f(x, t)`` returns the drift, a tensor of exactly x's shape.
+    2. ``g(x, t)`` returns the diffusion: a number, a 0-d tensor, a tensor with ``x.ndim`` axes (diagonal noise), or
+       :class:`~sdediff.Dense` for matrix noise.
+    3. ``x`` has shape ``(B, *event)``; ``t`` arrives as shape ``()`` (float64) or ``(B, 1, ..., 1)``, ready to
+       broadcast against ``x``. Results are cast to x's dtype.
+    4. Set ``t_max`` (default 1) if the clock ends elsewhere, ``t_min`` (default 0) to stop :func:`~sdediff.sample`
+       short of t = 0.
+
+    Callers use :meth:`drift` and :meth:`diffusion`, which accept every form of time and check what comes back.
+    """
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+    direction: int = 1
+    """+1: noise flows with rising t; -1: with falling t (a reversal); 0: an ODE, which runs both ways."""
+
+    @abstractmethod
+    def f(self, x: Tensor, t: Tensor) -> Tensor:
+        """The drift, of x's shape."""
+
+    @abstractmethod
+    def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
+        """The diffusion coefficient."""
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """The drift at ``x`` (B, *event) and ``t`` (number, (), (B,) or (B, 1, ..., 1)), checked.
+
+        Raises:
+            TypeError, ValueError: x is no state, t lies outside the domain, or ``f`` returned another shape than x's.
+        """
+        t = as_time(t, check_state(x), self.t_max)
+        return check_like(self.f(x, t), x, f"{type(self).__name__}.f")
+
+    def diffusion(self, x: Tensor, t: Time) -> Diffusion:
+        """The diffusion at ``x`` and ``t`` as an operator: ``sde.diffusion(x, t) @ dw``, checked.
+
+        Raises:
+            TypeError, ValueError: as for :meth:`drift`; a ``g`` that would broadcast by accident is named with its cure.
+        """
+        t = as_time(t, check_state(x), self.t_max)
+        return as_diffusion(self.g(x, t), x, f"{type(self).__name__}.g")
+
+    def gram_divergence(self, x: Tensor, t: Time) -> Tensor:
+        r""":math:`\nabla\cdot(GG^\top)`, of x's shape: 0 for additive noise, else by automatic differentiation."""
+        return gram_divergence(lambda at: self.diffusion(at, t), x)
+
+    def prior(self, event_shape: tuple[int, ...]) -> Any:
+        """The law at ``t_max`` where it is known; a general SDE has none."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no known law at t_max = {self.t_max:g}: give the starting states yourself, "
+            "e.g. sample(process, n, x=...)."
+        )
+
+    def reverse(
+        self, score: ScoreLike, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
+    ) -> SDE:
+        r"""The process that runs through this one's marginals backwards.
+
+        Args:
+            score: ``score(x, t)`` = :math:`\nabla_x\log p_t(x)`, of x's shape: any callable.
+            stochasticity: :math:`\eta \ge 0`, a number or a function of t; 1 is Anderson's reversal, 0 the flow.
+            diffusion: instead of :math:`\eta`, a free noise coefficient w(t): drift
+                :math:`f - \tfrac12(\nabla\cdot D + Ds) - \tfrac12 w^2 s`, noise w.
+
+        Returns:
+            An SDE on the same clock, to be solved towards falling t.
+        """
+        if diffusion is not None:
+            if not (isinstance(stochasticity, (int, float)) and stochasticity == 1.0):
+                raise ValueError("Give either stochasticity or diffusion: each alone fixes the noise of the reversal.")
+            return FreeNoiseReverse(self, score, diffusion)
+        if _is_zero(stochasticity):
+            return self.probability_flow(score)
+        return Reverse(self, score, stochasticity)
+
+    def probability_flow(self, score: ScoreLike) -> SDE:
+        r"""The ODE :math:`\dot x = f - \tfrac12(\nabla\cdot D + Ds)` with the marginals of this process."""
+        return ProbabilityFlow(self, score)
+
+
+class ODE(SDE):
+    r"""An ordinary differential equation :math:`\dot x = f(x, t)`: an SDE without noise, solved either way."""
+
+    direction = 0
+
+    def g(self, x: Tensor, t: Tensor) -> float:
+        """No noise."""
+        return 0.0
+
+    def reverse(
+        self, score: ScoreLike | None = None, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
+    ) -> SDE:
+        """An ODE is its own reversal."""
+        return self
+
+
+class Reversal(SDE):
+    """What all reversals share: the process they reverse, and a score that may take a condition."""
+
+    sde: SDE
+    score: Score
+
+    def _bind(self, sde: SDE, score: ScoreLike) -> None:
+        self.sde = sde
+        self.score = as_score(score)
+        self.t_min, self.t_max = sde.t_min, sde.t_max
+
+    def given(self, cond: Any) -> Self:
+        """This reversal with ``cond=`` passed to every evaluation of its score."""
+        bound = copy.copy(self)
+        bound.score = Given(self.score, cond)
+        return bound
+
+    def prior(self, event_shape: tuple[int, ...]) -> Any:
+        """The law from which a reversal starts: that of the forward process at ``t_max``."""
+        return self.sde.prior(event_shape)
+
+    def _spread(self, x: Tensor, t: Tensor) -> Tensor:
+        r"""What reversal takes from the drift, :math:`\pm(\nabla\cdot D + Ds)`, signed by the clock of ``sde``."""
+        pull = self.sde.diffusion(x, t).gram(self.score(x, t)) + self.sde.gram_divergence(x, t)
+        return pull if self.sde.direction >= 0 else -pull
+
+
+class Reverse(Reversal):
+    r"""Drift :math:`f - \tfrac12(1+\eta^2)(\nabla\cdot D + Ds)`, noise :math:`\eta G`; see :meth:`SDE.reverse`."""
+
+    def __init__(self, sde: SDE, score: ScoreLike, stochasticity: Coefficient = 1.0):
+        self._bind(sde, score)
+        self.stochasticity = check_coefficient(stochasticity, "stochasticity")
+        self.direction = -sde.direction
+
+    def f(self, x: Tensor, t: Tensor) -> Tensor:
+        """The drift of the reversal."""
+        eta = evaluate(self.stochasticity, t)
+        return self.sde.drift(x, t) - (0.5 * (1 + eta * eta)) * self._spread(x, t)
+
+    def g(self, x: Tensor, t: Tensor) -> Diffusion:
+        r"""The noise :math:`\eta G`."""
+        return evaluate(self.stochasticity, t) * self.sde.diffusion(x, t)
+
+    def reverse(
+        self, score: ScoreLike | None = None, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
+    ) -> SDE:
+        """The reversal of a reversal. With the same score (or none given) that is the original process."""
+        same = score is None or score is self.score or score is getattr(self.score, "function", None)
+        if same and diffusion is None and _is_one(stochasticity) and _is_one(self.stochasticity):
+            return self.sde
+        return super().reverse(self.score if score is None else score, stochasticity, diffusion=diffusion)
+
+
+class FreeNoiseReverse(Reversal):
+    r"""Drift :math:`f - \tfrac12(\nabla\cdot D + Ds) - \tfrac12 w^2 s`, noise w(t); see :meth:`SDE.reverse`."""
+
+    def __init__(self, sde: SDE, score: ScoreLike, diffusion: Coefficient):
+        self._bind(sde, score)
+        self.noise_coefficient = check_coefficient(diffusion, "diffusion")
+        self.direction = -sde.direction
+
+    def f(self, x: Tensor, t: Tensor) -> Tensor:
+        """The drift of the reversal."""
+        score, forward = self.score(x, t), self.sde
+        w = evaluate(self.noise_coefficient, t)
+        flow = forward.diffusion(x, t).gram(score) + forward.gram_divergence(x, t)
+        return forward.drift(x, t) - (0.5 if forward.direction >= 0 else -0.5) * (flow + (w * w) * score)
+
+    def g(self, x: Tensor, t: Tensor) -> Diagonal:
+        """The noise w(t)."""
+        return Diagonal(evaluate(self.noise_coefficient, t))
+
+
+class ProbabilityFlow(Reversal, ODE):
+    r"""The ODE :math:`\dot x = f - \tfrac12(\nabla\cdot D + Ds)`; see :meth:`SDE.probability_flow`."""
+
+    def __init__(self, sde: SDE, score: ScoreLike):
+        self._bind(sde, score)
+
+    def f(self, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity of the flow."""
+        return self.sde.drift(x, t) - 0.5 * self._spread(x, t)
+
+
+class Semilinear(SDE):
+    r"""The reversal of a linear Gaussian process, as exponential solvers see it.
+
+    Its drift is :math:`a(t)\,x - \tfrac12(g^2 + w^2)\,s(x, t)` and its noise w(t) (0 for the flow): linear in x but for
+    the score, whose ``data`` and ``noise`` predictions are the smooth part worth interpolating.
+    """
+
+    sde: Any  # a LinearSDE: Schedule with drift_coefficient, diffusion_coefficient, transition
+    score: Any  # a Score
+
+    @abstractmethod
+    def eta(self, t: Time) -> Tensor:
+        r"""The stochasticity :math:`\eta(t) = w(t)/g(t)` of the reversal."""
+
+    @abstractmethod
+    def affine(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""(a, b, w) at float64 times of any shape, with drift :math:`a\,x + b\,s(x, t)` and noise w."""
+
+
+def check_coefficient(c: Coefficient, name: str) -> Coefficient:
+    """Return a number or a function of t, the number checked to be finite and not negative."""
+    if callable(c):
+        return c
+    if not isinstance(c, (int, float)):
+        raise TypeError(f"{name} must be a number or a function of t, got {type(c).__name__}.")
+    if not 0 <= c < float("inf"):
+        raise ValueError(f"{name} = {c} must be finite and >= 0.")
+    return float(c)
+
+
+def evaluate(c: Coefficient, t: Time) -> Any:
+    """The value of a number or function of t at ``t``."""
+    return c(float64(t) if not isinstance(t, Tensor) else t) if callable(c) else c
+
+
+def _is_zero(c: Coefficient) -> bool:
+    return not callable(c) and c == 0
+
+
+def _is_one(c: Coefficient) -> bool:
+    return not callable(c) and c == 1
