@@ -15,7 +15,7 @@ from .densities import Density, Mixture
 from .densities.base import Posterior
 from .forms import Form
 from .linear import LinearSDE
-from .score import Score
+from .score import Score, View
 
 
 class _Exact(Form):
@@ -32,6 +32,9 @@ class _Exact(Form):
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         raise ValueError("An exact score is not trained.")
+
+    def moved(self, p: Posterior, ratio: Tensor) -> Posterior:
+        raise ValueError("Move an exact score with score.to(sde), which asks its density anew.")
 
 
 class ExactScore(Score):
@@ -75,21 +78,32 @@ class ExactScore(Score):
         z = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
         return self.sde.perturb(x0, t, z).to(self.device, self.dtype)
 
-    def along(self, times: Tensor) -> list[Callable[[Tensor], Tensor]]:
-        """The score at each of these host times; for a mixture with one shared variance, three kernels each."""
-        if not (isinstance(self.density, Mixture) and self.density.shared_variance is not None):
-            return super().along(times)
-        alphas, sigmas = self.sde.alpha(times), self.sde.sigma(times)
-        variances = alphas**2 * self.density.shared_variance + sigmas**2
-        return [partial(_shared, self.density, a, v) for a, v in zip(alphas.tolist(), variances.tolist(), strict=True)]
+    def to(self, sde: LinearSDE) -> ExactScore:  # type: ignore[override]
+        """The exact score of the same density under another linear process."""
+        return ExactScore(sde, self.density)
+
+    def along(self, times: Tensor, view: View | None = None) -> list[Callable[[Tensor], Tensor]]:
+        """This score along a grid; for a mixture with one shared variance, three or four kernels each."""
+        shared = self.density.shared_variance if isinstance(self.density, Mixture) else None
+        if shared is None:
+            return super().along(times, view)
+        alpha, sigma = self.sde.alpha(times), self.sde.sigma(times)
+        v = alpha**2 * shared + sigma**2
+        # Every view is affine in x and the mean of the modes, sum_k w_k m_k.
+        of_x, of_mean = {
+            Score.noise: (sigma / v, -sigma * alpha / v),
+            Score.data: (alpha * shared / v, sigma**2 / v),
+        }.get(view or Score.__call__, (-1 / v, alpha / v))
+        at_each = zip(*(c.tolist() for c in (alpha, v, of_x, of_mean)), strict=True)
+        return [partial(_shared, self.density, *at) for at in at_each]
 
 
 # Above this ratio of |m|² to the variance, float32 logits from a matrix product lose more than three digits.
 _CANCELS = {torch.float32: 1e4, torch.float64: 1e12}
 
 
-def _shared(mixture: Mixture, alpha: float, variance: float, x: Tensor) -> Tensor:
-    """The score of a mixture with one shared variance v after diffusion: (alpha Σ w m - x)/v."""
+def _shared(mixture: Mixture, alpha: float, variance: float, of_x: float, of_mean: float, x: Tensor) -> Tensor:
+    """of_x x + of_mean sum_k w_k m_k, for a mixture whose components have this variance once diffused."""
     counting.seen(x.shape[0], counting.calls())
     own = mixture.like(x)
     flat = x.reshape(x.shape[0], -1)
@@ -101,4 +115,4 @@ def _shared(mixture: Mixture, alpha: float, variance: float, x: Tensor) -> Tenso
         r = flat - alpha * own.means.unsqueeze(1)
         logits = own.log_weights - (0.5 / variance) * (r * r).sum(-1)
     weights = torch.softmax(logits, 0)
-    return torch.addmm(flat, weights.T, own.means, beta=-1 / variance, alpha=ratio).reshape(x.shape)
+    return torch.addmm(flat, weights.T, own.means, beta=of_x, alpha=of_mean).reshape(x.shape)

@@ -1,14 +1,16 @@
 r"""What a network may predict, and how each prediction becomes a score, a noise and a data prediction.
 
-With :math:`x_t = \alpha x_0 + \sigma\epsilon` the four usual targets say the same thing:
+With :math:`x_t = \alpha x_0 + \sigma\epsilon` the five usual targets say the same thing:
 
 .. math:: s = -\hat\epsilon/\sigma, \qquad x = \alpha\hat x_0 + \sigma\hat\epsilon, \qquad
-          v = \alpha\hat\epsilon - \sigma\hat x_0 .
+          v = \alpha\hat\epsilon - \sigma\hat x_0, \qquad u = \hat\epsilon - \hat x_0 .
 
 Each form divides by no more than it must: data from a noise prediction needs :math:`\alpha \ne 0`, noise from a data
-prediction :math:`\sigma \ne 0`, a velocity neither.
+prediction :math:`\sigma \ne 0`, the two velocities neither. All are affine in the prediction, so that the value at
+p = 1, x = 0 is the factor by which an error of the prediction becomes an error of the score, the noise or the data.
 
-Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho 2022, https://arxiv.org/abs/2202.00512.
+Sources: Ho et al. 2020, https://arxiv.org/abs/2006.11239; Salimans and Ho 2022, https://arxiv.org/abs/2202.00512;
+Lipman et al. 2023, https://arxiv.org/abs/2210.02747.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ class Form(ABC):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What a network in this form learns, by least squares, from x_0 and eps."""
 
+    @abstractmethod
+    def moved(self, p: Any, ratio: Tensor) -> Any:
+        """The prediction made of ``ratio * x``, as a prediction of x where alpha and sigma are smaller by ``ratio``."""
+
 
 class NoiseForm(Form):
     """The prediction is the noise."""
@@ -53,6 +59,9 @@ class NoiseForm(Form):
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return noise
+
+    def moved(self, p: Tensor, ratio: Tensor) -> Tensor:
+        return p
 
 
 class DataForm(Form):
@@ -70,6 +79,9 @@ class DataForm(Form):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return x0
 
+    def moved(self, p: Tensor, ratio: Tensor) -> Tensor:
+        return p
+
 
 class VelocityForm(Form):
     r"""The prediction is :math:`v = \alpha\epsilon - \sigma x_0`."""
@@ -85,6 +97,28 @@ class VelocityForm(Form):
 
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return alpha * noise - sigma * x0
+
+    def moved(self, p: Tensor, ratio: Tensor) -> Tensor:
+        return p / ratio
+
+
+class DifferenceForm(Form):
+    r"""The prediction is :math:`\epsilon - x_0`, the velocity of the straight path from data to noise."""
+
+    def score(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return -self.noise(p, x, alpha, sigma) / sigma
+
+    def noise(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x + alpha * p) / (alpha + sigma)
+
+    def data(self, p: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x - sigma * p) / (alpha + sigma)
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return noise - x0
+
+    def moved(self, p: Tensor, ratio: Tensor) -> Tensor:
+        return p
 
 
 class ScoreForm(Form):
@@ -102,11 +136,14 @@ class ScoreForm(Form):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return -noise / sigma
 
+    def moved(self, p: Tensor, ratio: Tensor) -> Tensor:
+        return ratio * p
+
 
 def _nonzero(alpha: Tensor, what: str) -> Tensor:
-    if alpha.ndim == 0 and alpha.device.type == "cpu" and alpha.item() == 0:
+    if alpha.device.type == "cpu" and bool((alpha == 0).any()):  # elsewhere a look would stall the device
         raise ValueError(
-            f"alpha(t) = 0 at this time: {what} says nothing of the data there. Use DataPrediction or "
-            "VelocityPrediction, or start a little below t_max."
+            f"alpha(t) = 0 at this time: {what} says nothing of the data there. Use "
+            "DataPrediction, VelocityPrediction or FlowPrediction, or start a little below t_max."
         )
     return alpha

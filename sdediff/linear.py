@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .diffusion import Diagonal
 from .gaussian import Gaussian
 from .quadrature import LinearKernel
 from .score import Score, as_score
-from .sde import SDE, Coefficient, FreeNoiseReverse, ProbabilityFlow, Reverse, ScoreLike, Semilinear, evaluate
+from .sde import SDE, Coefficient, FreeNoiseReverse, Linear, ProbabilityFlow, Reverse, ScoreLike, Semilinear, evaluate
 
 _PAIRS = (("log_alpha", "drift_coefficient"), ("variance", "diffusion_coefficient"))
 
@@ -37,7 +37,7 @@ class Transition:
     variance: Tensor
 
 
-class LinearSDE(SDE):
+class LinearSDE(Linear):
     """A linear SDE with one scale; see the module for what a subclass gives.
 
     The four hooks are elementwise functions of a float64 tensor t. All other methods are for callers: they take t as
@@ -203,6 +203,13 @@ class _LinearReversal(Semilinear):
             rate = rate + 0.5 * w * w / self.sde.sigma(t64)
         return data * _cast(self.sde.alpha_rate(t64), x) + noise * _cast(rate, x)
 
+    def drifts(self, times: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """The drift along a grid, its coefficients computed at once."""
+        if self.sde.reaches_pure_noise:
+            return super().drifts(times)
+        a, b, _ = (c.tolist() for c in self.affine(times))
+        return [partial(_affine_drift, *at) for at in zip(a, b, self.score.along(times), strict=True)]
+
     def g(self, x: Tensor, t: Tensor) -> Diagonal:
         """w(t)."""
         return Diagonal(_cast(torch.as_tensor(self.noise_at(float64(t))), x))
@@ -247,6 +254,10 @@ class LinearFlow(_LinearReversal, ProbabilityFlow):
     def eta(self, t: Time) -> Tensor:
         """0."""
         return torch.zeros((), dtype=torch.float64)
+
+
+def _affine_drift(a: float, b: float, score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.add(x * a, score(x), alpha=b)
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

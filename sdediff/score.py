@@ -8,6 +8,7 @@ by :mod:`~sdediff.counting`. Networks become scores in :mod:`~sdediff.prediction
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import counting
-from .checks import Time, as_time, check_like, check_state
+from .checks import Time, as_time, check_like, check_state, float64
 from .forms import Form, ScoreForm
 
 
@@ -75,9 +76,18 @@ class Score(ABC):
         data, noise = self.form.data(p, x, alpha, sigma), self.form.noise(p, x, alpha, sigma)
         return check_like(data, x, "the data prediction"), check_like(noise, x, "the noise prediction")
 
-    def along(self, times: Tensor) -> list[Callable[[Tensor], Tensor]]:
-        """The score at each of these host times (float64) as a function of x: what a solver prepares before it steps."""
-        return [partial(_score_at, self, t) for t in times.unbind()]
+    def along(self, times: Tensor, view: View | None = None) -> list[Callable[[Tensor], Tensor]]:
+        """This score at each of these host times (float64) as functions of x: what a solver prepares before it steps.
+
+        Args:
+            times: (N,).
+            view: what is wanted of it: ``Score.__call__`` (the default), ``Score.noise`` or ``Score.data``.
+        """
+        return [partial(_viewed, view or Score.__call__, self, t) for t in times.unbind()]
+
+    def to(self, sde: Schedule) -> Score:
+        """This score for another linear process, without training it anew; see :class:`Moved`."""
+        return Moved(self, sde)
 
     def _evaluate(self, x: Tensor, t: Time, cond: Any) -> tuple[Any, Any, Any]:
         if self.sde is None:
@@ -123,6 +133,77 @@ class Given(Score):
         """The score's own prediction under the condition."""
         return self.score.predict(x, t, self.cond if cond is None else cond)
 
+    def to(self, sde: Schedule) -> Score:
+        """The moved score under the same condition."""
+        return Given(self.score.to(sde), self.cond)
+
+
+class Moved(Score):
+    r"""A score of one linear process, used for another.
+
+    :math:`x = \alpha x_0 + \sigma\epsilon` depends on the process in its scale alone once :math:`\alpha/\sigma` is
+    given. So the score's own process is asked at the time u of equal log-SNR about c x, with
+    :math:`c = \alpha_u/\alpha_t = \sigma_u/\sigma_t`: data and noise predictions carry over as they are, and
+    :math:`s_t(x) = c\,s_u(cx)`.
+
+    Args:
+        score: a score that knows its process.
+        sde: the process to serve. Where its log-SNR leaves the range of the score's own process, the score knows
+            nothing and evaluation is refused (on an accelerator, where times are not read back, it gives NaN).
+
+    Raises:
+        TypeError: ``sde`` is no linear process.
+        ValueError: the score has no process.
+
+    Source: Karras et al. 2022, https://arxiv.org/abs/2206.00364, section 2 and appendix B.
+    """
+
+    def __init__(self, score: Score, sde: Schedule):
+        if not isinstance(sde, Schedule):
+            raise TypeError(f"A score moves to a LinearSDE, got {type(sde).__name__}.")
+        if score.sde is None:
+            raise ValueError("This score belongs to no process: name it, FunctionScore(function, sde).")
+        self.score, self.sde = score, sde
+        self.form = score.form
+        self.event_shape, self.device, self.dtype = score.event_shape, score.device, score.dtype
+        self._range = float(score.sde.log_snr(score.sde.t_max)), float(score.sde.log_snr(0.0))
+        self._known: dict[float, tuple[float, float]] = {}  # host times seen: a solver repeats its grid
+
+    def predict(self, x: Tensor, t: Tensor, cond: Any) -> Any:
+        """The score's own prediction at the equal log-SNR, brought to this process."""
+        u, ratio = self._source(t)
+        if ratio.ndim > 0:  # a 0-d value promotes nothing
+            ratio = ratio.to(torch.promote_types(x.dtype, torch.float32))
+        return self.form.moved(self.score.predict(ratio * x, u, cond), ratio)
+
+    def _source(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The time of equal log-SNR and the ratio of the scales there, in float64."""
+        if t.ndim > 0 or t.device.type != "cpu":
+            return self._matched(float64(t))
+        key = t.item()
+        if key not in self._known:
+            if len(self._known) >= 4096:  # an adaptive solver repeats nothing
+                self._known.clear()
+            u, ratio = self._matched(t)
+            self._known[key] = u.item(), ratio.item()
+        return tuple(torch.tensor(value, dtype=torch.float64) for value in self._known[key])  # type: ignore[return-value]
+
+    def _matched(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        own, log_snr = self.score.sde, self.sde.log_snr(t)
+        low, high = self._range
+        outside = (log_snr < low - 1e-9 * abs(low)) | (log_snr > high + 1e-9 * abs(high))
+        if t.device.type == "cpu" and bool(outside.any()):
+            first = 0.0 if math.isinf(high) else float(self.sde.time_of(high))
+            raise ValueError(
+                f"{type(self.sde).__name__} has log-SNR {float(log_snr[outside][0]):.4g} at t = "
+                f"{float(t[outside][0]):.4g}; this score knows {low:.4g} to {high:.4g}, the range of its own "
+                f"{type(own).__name__}. Stay between t = {first:.4g} and {float(self.sde.time_of(low)):.4g}."
+            )
+        u = own.time_of(log_snr)
+        # The norms of (alpha, sigma): a ratio of alphas alone, or of sigmas, is 0/0 at one end.
+        ratio = torch.hypot(own.alpha(u), own.sigma(u)) / torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+        return u, torch.where(outside, torch.nan, ratio)
+
 
 class ClassifierFree(Score):
     r"""Classifier-free guidance: :math:`\hat\epsilon = \hat\epsilon_\varnothing + w(\hat\epsilon_c - \hat\epsilon_\varnothing)`.
@@ -148,13 +229,14 @@ class ClassifierFree(Score):
             raise ValueError("Guided sampling needs a condition: pass cond= to solve or sample.")
         null = self.null
         if isinstance(null, Tensor):
-            null = null.to(x.device).expand(x.shape[0], *null.shape[1:]) if null.ndim else null.expand(x.shape[0])
+            null = null.to(x.device)
+            null = null.expand(x.shape[0], *null.shape[1:]) if null.ndim else null.expand(x.shape[0])
         base = _counted(self.score, x, t, null)
         return base + self.weight * (_counted(self.score, x, t, cond) - base)
 
 
-def _score_at(score: Score, t: Tensor, x: Tensor) -> Tensor:
-    return score(x, t)
+def _viewed(view: View, score: Score, t: Tensor, x: Tensor) -> Tensor:
+    return view(score, x, t)
 
 
 def _counted(score: Score, x: Tensor, t: Tensor, cond: Any) -> Tensor:
@@ -167,6 +249,10 @@ def _counted(score: Score, x: Tensor, t: Tensor, cond: Any) -> Tensor:
 def as_score(score: Score | Callable[..., Tensor], sde: Schedule | None = None) -> Score:
     """``score`` itself if it is a :class:`Score`, else the function wrapped."""
     return score if isinstance(score, Score) else FunctionScore(score, sde)
+
+
+View = Callable[..., Tensor]
+"""One of ``Score.__call__``, ``Score.noise`` and ``Score.data``."""
 
 
 class _Unknown:

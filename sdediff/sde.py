@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor
@@ -72,6 +73,10 @@ class SDE(ABC):
         t = as_time(t, check_state(x), self.t_max)
         return check_like(self.f(x, t), x, f"{type(self).__name__}.f")
 
+    def drifts(self, times: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """The drift at each of these host times (float64) as a function of x: what a solver prepares before it steps."""
+        return [partial(_drift_at, self, t) for t in times.unbind()]
+
     def diffusion(self, x: Tensor, t: Time) -> Diffusion:
         """The diffusion at ``x`` and ``t`` as an operator: ``sde.diffusion(x, t) @ dw``, checked.
 
@@ -117,6 +122,10 @@ class SDE(ABC):
     def probability_flow(self, score: ScoreLike) -> SDE:
         r"""The ODE :math:`\dot x = f - \tfrac12(\nabla\cdot D + Ds)` with the marginals of this process."""
         return ProbabilityFlow(self, score)
+
+
+def _drift_at(sde: SDE, t: Tensor, x: Tensor) -> Tensor:
+    return sde.drift(x, t)
 
 
 class ODE(SDE):
@@ -218,6 +227,14 @@ class ProbabilityFlow(Reversal, ODE):
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """The velocity of the flow."""
         return self.sde.drift(x, t) - 0.5 * self._spread(x, t)
+
+
+class Linear(SDE):
+    """A linear Gaussian process, as a solver that samples its transitions sees it."""
+
+    @abstractmethod
+    def transition(self, s: Time, t: Time) -> Any:
+        """The Gaussian kernel from s to a later t: an object with ``scale`` and ``variance``."""
 
 
 class Semilinear(SDE):

@@ -40,7 +40,9 @@ class Empirical(Density):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Refused: atoms have no density."""
-        raise ValueError("A finite data set has no density at t = 0; ask ExactScore(sde, data).log_prob(x, t) at t > 0.")
+        raise ValueError(
+            "A finite data set has no density at t = 0; ask ExactScore(sde, data).log_prob(x, t) at t > 0."
+        )
 
     def diffused(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> EmpiricalPosterior:
         """The posterior over the data set at x (B, *event)."""

@@ -1,0 +1,217 @@
+r"""Time grids: where a fixed-step solver puts its nodes.
+
+A grid of N steps is N + 1 nodes, computed once in float64, strictly monotone, with exact end points. Give a solver
+``steps=N`` for a uniform grid, ``dt=h`` for a uniform one with a shorter last step, or ``grid=`` one of these objects or a
+tensor of nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sde import SDE
+
+
+class Grid(ABC):
+    """A rule for N + 1 nodes from t0 to t1. Subclasses say how far along each node lies.
+
+    Args:
+        steps: N, at least 1.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = check_steps(steps)
+
+    @abstractmethod
+    def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
+        """The N + 1 nodes, float64 on the host; end points are set exactly by the caller."""
+
+    def _ramp(self) -> Tensor:
+        return torch.linspace(0, 1, self.steps + 1, dtype=torch.float64)
+
+
+class Uniform(Grid):
+    """Equal steps in t."""
+
+    def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
+        """t0 + (t1 - t0) k/N."""
+        return t0 + (t1 - t0) * self._ramp()
+
+
+class Power(Grid):
+    r"""Equal steps in :math:`t^{1/p}`, finer near t = 0; p = 2 is the quadratic grid.
+
+    Args:
+        steps: N.
+        power: p > 0.
+    """
+
+    def __init__(self, steps: int, power: float):
+        super().__init__(steps)
+        if not 0 < power < math.inf:
+            raise ValueError(f"power = {power} must be positive.")
+        self.power = power
+
+    def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
+        """Uniform in t^(1/p)."""
+        a, b = t0 ** (1 / self.power), t1 ** (1 / self.power)
+        return (a + (b - a) * self._ramp()) ** self.power
+
+
+class Quadratic(Power):
+    """Equal steps in the square root of t."""
+
+    def __init__(self, steps: int):
+        super().__init__(steps, 2.0)
+
+
+class LogSNR(Grid):
+    """Equal steps in the log signal-to-noise ratio of a linear process, both ends of which must be finite."""
+
+    def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
+        """Uniform in log SNR."""
+        schedule = linear_schedule(process, "LogSNR")
+        a, b = (_finite_log_snr(schedule, t) for t in (t0, t1))
+        return schedule.time_of(a + (b - a) * self._ramp())
+
+
+class Karras(Grid):
+    r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}`, for any linear process.
+
+    Args:
+        steps: N.
+        rho: 7 in the source.
+
+    Source: Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5.
+    """
+
+    def __init__(self, steps: int, rho: float = 7.0):
+        super().__init__(steps)
+        if not 0 < rho < math.inf:
+            raise ValueError(f"rho = {rho} must be positive.")
+        self.rho = rho
+
+    def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
+        """Uniform in (sigma/alpha)^(1/rho)."""
+        schedule = linear_schedule(process, "Karras")
+        a, b = (math.exp(-0.5 * _finite_log_snr(schedule, t) / self.rho) for t in (t0, t1))
+        return schedule.time_of(-2 * self.rho * torch.log(a + (b - a) * self._ramp()))
+
+
+def linear_schedule(process: SDE, what: str) -> Any:
+    """The log-SNR clock of a linear process or of a reversal of one."""
+    schedule = getattr(process, "sde", process)
+    if not hasattr(schedule, "time_of"):
+        raise TypeError(f"{what} needs a linear process or its reversal, got {type(process).__name__}: use Uniform.")
+    return schedule
+
+
+def _finite_log_snr(schedule: Any, t: float) -> float:
+    value = float(schedule.log_snr(t))
+    if not math.isfinite(value):
+        raise ValueError(
+            f"The log signal-to-noise ratio is {value} at t = {t:g}: a grid in it must end where it is finite, e.g. at "
+            f"t = {max(schedule.t_min, 1e-3 * schedule.t_max):g} or {schedule.t_max * (1 - 1e-3):g}."
+        )
+    return value
+
+
+def check_steps(steps: object) -> int:
+    """A positive number of steps."""
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise TypeError(f"steps must be a whole number, got {steps!r}.")
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: a solve needs at least one step.")
+    return steps
+
+
+def resolve(
+    process: SDE,
+    t0: float,
+    t1: float,
+    *,
+    steps: int | None = None,
+    dt: float | None = None,
+    grid: Grid | Tensor | Sequence[float] | None = None,
+    save_at: Tensor | Sequence[float] | None = None,
+) -> Tensor:
+    """The nodes of a solve from t0 to t1, ``save_at`` among them: float64, on the host, strictly monotone.
+
+    Raises:
+        ValueError: not exactly one of steps, dt and grid; a grid that is not strictly monotone, leaves the domain or
+            does not run from t0 to t1; a time to save at outside [t0, t1].
+    """
+    if sum(given is not None for given in (steps, dt, grid)) != 1:
+        raise ValueError("A fixed-step solver needs exactly one of steps=, dt= and grid=.")
+    if steps is not None:
+        nodes = Uniform(steps).nodes(process, t0, t1)
+    elif dt is not None:
+        nodes = _spaced(t0, t1, dt)
+    elif isinstance(grid, Grid):
+        nodes = grid.nodes(process, t0, t1)
+    else:
+        nodes = _custom(grid, t0, t1)
+    nodes[0], nodes[-1] = t0, t1
+    if save_at is not None:
+        nodes = _merge(nodes, saved_times(save_at, t0, t1))
+    return check_monotone(nodes)
+
+
+def saved_times(save_at: Tensor | Sequence[float], t0: float, t1: float) -> Tensor:
+    """The times to save at, float64, in the order of the solve, each inside [t0, t1]."""
+    times = torch.as_tensor(save_at, dtype=torch.float64).cpu().reshape(-1)
+    low, high = min(t0, t1), max(t0, t1)
+    if len(times) == 0 or not bool(((times >= low) & (times <= high)).all()):
+        raise ValueError(f"save_at must hold times inside the solve [{low:g}, {high:g}], got {times.tolist()[:8]}.")
+    return torch.unique(times).flip(0) if t1 < t0 else torch.unique(times)
+
+
+def check_monotone(nodes: Tensor) -> Tensor:
+    """Return nodes that are finite and strictly monotone."""
+    if not bool(torch.isfinite(nodes).all()):
+        raise ValueError("The grid has a node that is NaN or infinite.")
+    h = nodes.diff()
+    if not (bool((h > 0).all()) or bool((h < 0).all())):
+        bad = int(torch.nonzero(h.sign() != (nodes[-1] - nodes[0]).sign())[0])
+        raise ValueError(
+            f"The grid is not strictly monotone: nodes {bad} and {bad + 1} are {nodes[bad]:g} and {nodes[bad + 1]:g}. "
+            "Sort it and remove repeated nodes."
+        )
+    return nodes
+
+
+def _spaced(t0: float, t1: float, dt: float) -> Tensor:
+    if not (isinstance(dt, (int, float)) and 0 < dt < math.inf):
+        raise ValueError(f"dt = {dt!r} must be a positive number; its sign follows from t0 and t1.")
+    count = max(1, math.ceil(abs(t1 - t0) / dt * (1 - 1e-12)))
+    nodes = t0 + math.copysign(dt, t1 - t0) * torch.arange(count + 1, dtype=torch.float64)
+    nodes[-1] = t1
+    return nodes
+
+
+def _custom(grid: Any, t0: float, t1: float) -> Tensor:
+    nodes = torch.as_tensor(grid, dtype=torch.float64).detach().cpu().clone()
+    if nodes.ndim != 1 or len(nodes) < 2:
+        raise ValueError(f"grid must be a 1-D sequence of at least 2 nodes, got shape {tuple(nodes.shape)}.")
+    check_monotone(nodes)
+    span = abs(t1 - t0)
+    if abs(float(nodes[0]) - t0) > 1e-6 * span or abs(float(nodes[-1]) - t1) > 1e-6 * span:
+        raise ValueError(
+            f"grid runs from {nodes[0]:g} to {nodes[-1]:g}, the solve from t0 = {t0:g} to t1 = {t1:g}: let them agree, or "
+            "leave t0 and t1 out."
+        )
+    return nodes
+
+
+def _merge(nodes: Tensor, times: Tensor) -> Tensor:
+    """Nodes with the times among them; a node within rounding of a time gives way to it."""
+    span = float((nodes[-1] - nodes[0]).abs())
+    near = (nodes.unsqueeze(1) - times).abs().min(1).values <= 1e-12 * span
+    merged = torch.unique(torch.cat([nodes[~near], times]))
+    return merged.flip(0) if nodes[-1] < nodes[0] else merged

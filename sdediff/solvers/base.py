@@ -1,0 +1,120 @@
+"""What a solver is.
+
+To write a one-step solver:
+
+1. Subclass :class:`Solver` and write ``step(process, x, s, t, noise)``: the state at t from the state x at s.
+2. Times are floats on the clock of the process: t < s when it is solved backwards, so ``t - s`` carries the sign.
+3. ``process.drift(x, s)`` is the drift and ``process.diffusion(x, s) @ dw`` applies the noise;
+   ``noise.increment(s, t)`` is the Brownian increment, N(0, |t - s|) of x's shape.
+4. Set ``requires`` if the solver needs more than an SDE, and the ``orders`` you claim.
+
+A solver that can do work once for the whole grid, or that remembers earlier steps, overrides :meth:`Solver.prepare`
+instead. A backend that takes the whole interval subclasses :class:`Integrator`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..noise import Stream
+from ..sde import SDE
+
+Advance = Callable[[int, Tensor], Tensor]
+"""``advance(k, x)``: the state at node k + 1 from the state x at node k."""
+
+
+@dataclass(frozen=True)
+class Orders:
+    """The orders of convergence that a solver claims; None where it makes no claim."""
+
+    strong: float | None = None
+    strong_additive: float | None = None
+    weak: float | None = None
+    ode: float | None = None
+
+
+class Method(ABC):
+    """What fixed-step solvers and whole-interval integrators have in common."""
+
+    requires: type[SDE] = SDE
+    """The kind of process it can take."""
+    instead: str = ""
+    """What to use for a process it cannot take: a clause for the error message."""
+    orders: Orders = Orders()
+    couples_samples: bool = False
+    """True where the result for one sample depends on the others, as with a step size shared by a batch."""
+
+    def check(self, process: SDE) -> None:
+        """Raise unless the process is of the kind this solver can take."""
+        if not isinstance(process, self.requires):
+            raise TypeError(
+                f"{type(self).__name__} needs {_article(self.requires)}, got {type(process).__name__}"
+                + (f": {self.instead}." if self.instead else ".")
+            )
+
+
+class Solver(Method):
+    """A solver on a grid given beforehand; the module says how to write one."""
+
+    def step(self, process: SDE, x: Tensor, s: float, t: float, noise: Stream) -> Tensor:
+        """The state at t from the state x (B, *event) at s."""
+        raise NotImplementedError(f"{type(self).__name__} must define step or prepare.")
+
+    def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
+        """A function that steps along the grid (N + 1 float64 nodes on the host), in order from node 0."""
+        nodes = grid.tolist()
+        return lambda k, x: self.step(process, x, nodes[k], nodes[k + 1], noise)
+
+
+class Integrator(Method):
+    """A solver that takes the whole interval at once."""
+
+    fixed: bool = False
+    """True where it takes ``steps=`` or ``dt=``; else it chooses its own steps and refuses them."""
+
+    @abstractmethod
+    def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:
+        """The states at the times of the interval."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What an :class:`Integrator` is asked for.
+
+    Args:
+        times: where states are wanted, float64 on the host, monotone; the first is where x is.
+        dt: the largest step, for an integrator with fixed steps.
+        seed: for one that draws its own random numbers.
+        differentiable: keep the graph.
+    """
+
+    times: Tensor
+    dt: float | None
+    seed: int
+    differentiable: bool
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What an :class:`Integrator` gives: the states at the interval's times (one tensor each), and its counts."""
+
+    states: list[Tensor]
+    steps: int | Tensor
+    rejected: int | Tensor = 0
+    nfe: Tensor | None = None
+    """Evaluations per sample, where they differ."""
+
+
+def _article(kind: type) -> str:
+    name = kind.__name__
+    described = {
+        "SDE": "an SDE",
+        "ODE": "an ODE",
+        "Semilinear": "the reversal of a linear SDE",
+        "Linear": "a linear SDE",
+    }
+    return described.get(name, f"a process of type {name}")

@@ -1,0 +1,198 @@
+"""What a check says: a table of rows, each with what was measured, what it could have seen, and a verdict."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+from .statistics import Outcome, retry
+
+Panel = Callable[[int, int], Mapping[str, Outcome]]
+"""``panel(n, seed)``: the outcomes of all tests of a check on n fresh samples, by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a report.
+
+    Args:
+        what: what was compared.
+        statistic: what was measured.
+        floor: the same where all is right: rounding for an exact check, one standard error or a median for a test.
+        limit: for an exact check the largest statistic that passes; for a test its level, which p must exceed.
+        p: the p-value of a test, None for an exact check.
+        detectable: the smallest effect that a test sees with probability 0.99; for an exact check the limit.
+        unit: of the statistic and the effect.
+        passed: the verdict.
+    """
+
+    what: str
+    statistic: float
+    floor: float
+    limit: float
+    p: float | None
+    detectable: float
+    unit: str
+    passed: bool
+
+    @property
+    def verdict(self) -> str:
+        """PASS or FAIL."""
+        return "PASS" if self.passed else "FAIL"
+
+    @property
+    def excess(self) -> float:
+        """The evidence against, in powers of ten: above 0 is beyond the limit."""
+        ratio = self.statistic / self.limit if self.p is None else self.limit / max(self.p, 1e-300)
+        return math.inf if math.isnan(ratio) else math.log10(max(ratio, 1e-300))
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a check: ``print`` it, ``plot`` it, ask whether it ``passed``.
+
+    Args:
+        title: what was checked.
+        rows: the checks.
+        notes: how it was checked, in sentences.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """True where every row passed; False for a report without rows, which has shown nothing."""
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __str__(self) -> str:
+        cells = [_HEADER, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[k]) for line in cells) for k in range(len(_HEADER))]
+        lines = [
+            "  ".join(_aligned(c, w, k) for k, (c, w) in enumerate(zip(line, widths, strict=True))) for line in cells
+        ]
+        lines = [line.rstrip() for line in lines]
+        rule = "─" * max(map(len, lines))
+        notes = [f"  {note}" for note in self.notes]
+        return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *notes, self.summary])
+
+    @property
+    def summary(self) -> str:
+        """The last line: PASS, or FAIL with the rows that failed."""
+        failed = [row.what for row in self.rows if not row.passed]
+        if self.passed:
+            return f"PASS: all {len(self.rows)} checks."
+        return f"FAIL: {len(failed)} of {len(self.rows)} checks: {'; '.join(failed)}."
+
+    def to_json(self) -> str:
+        """The report as JSON; a number that is not finite becomes a string."""
+        content = {
+            "title": self.title,
+            "passed": self.passed,
+            "rows": [asdict(r) for r in self.rows],
+            "notes": self.notes,
+        }
+        return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def to_html(self) -> str:
+        """The report as an HTML fragment."""
+        header = "".join(f"<th>{html.escape(c)}</th>" for c in _HEADER)
+        body = "\n".join(_html_row(row) for row in self.rows)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<section><h3>{html.escape(self.title)}</h3>\n<table>\n<tr>{header}</tr>\n{body}\n</table>\n"
+            f"{notes}<p><strong>{html.escape(self.summary)}</strong></p></section>"
+        )
+
+    _repr_html_ = to_html
+
+    def plot(self) -> Any:
+        """A matplotlib Figure: each row's distance from its limit, in powers of ten; beyond the line is a failure."""
+        from matplotlib.figure import Figure
+
+        count = len(self.rows)
+        figure = Figure(figsize=(8.5, 1.3 + 0.3 * count), layout="constrained")
+        axes = figure.subplots()
+        lengths = [min(max(row.excess, -_REACH), _REACH) for row in self.rows]
+        colours = ["#2a7f9e" if row.passed else "#c8452f" for row in self.rows]
+        axes.barh(range(count), [length + _REACH for length in lengths], left=-_REACH, color=colours, height=0.62)
+        for k, (row, length) in enumerate(zip(self.rows, lengths, strict=True)):
+            label = f"{row.statistic:.2g}" if row.p is None else f"p = {row.p:.2g}"
+            axes.annotate(label, (length, k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.axvline(0, color="black", linewidth=1)
+        axes.set_yticks(range(count), [row.what for row in self.rows], fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlim(-_REACH, _REACH * 1.25)
+        axes.set_xlabel(r"evidence against: $\log_{10}$(residual / tolerance) or $\log_{10}$(level / p)", fontsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.suptitle(f"{self.title}: {'PASS' if self.passed else 'FAIL'}", fontsize=10)
+        return figure
+
+
+def exact_row(what: str, residual: float, tolerance: float) -> Row:
+    """A row that passes where the residual, a relative error in float64, is at most the tolerance; NaN fails."""
+    return Row(what, residual, 2.2e-16, tolerance, None, tolerance, "relative", residual <= tolerance)
+
+
+def judge(panel: Panel, n: int, seed: int, level: float) -> tuple[Row, ...]:
+    """The verdicts of a panel of tests, at false-alarm rate ``level`` for all of them together.
+
+    Each test has its share of the level (Bonferroni) and the retry rule: where one is in doubt, the panel is run once more
+    with 4 n fresh samples, and the doubtful tests are decided, and reported, by that.
+    """
+    first = panel(n, seed)
+    share = level / max(len(first), 1)
+    again = cache(lambda: panel(4 * n, seed + 1_000_003))
+    rows = []
+    for what, outcome in first.items():
+        passed = retry(outcome.p, lambda what=what: again()[what].p, share)  # type: ignore[misc]
+        if again.cache_info().currsize and _in_doubt(outcome.p, share):
+            outcome = again()[what]
+        effect = outcome.detectable(0.5 * share)
+        rows.append(Row(what, outcome.statistic, outcome.floor, share, outcome.p, effect, outcome.unit, passed))
+    return tuple(rows)
+
+
+_HEADER = ("check", "measured", "noise floor", "p", "limit", "detects", "verdict")
+_REACH = 16  # powers of ten that the plot shows on either side of the limit
+
+
+def _in_doubt(p: float, level: float) -> bool:
+    b = 0.5 * level
+    return b < p <= b + math.sqrt(b)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    p, limit = ("", f"≤ {row.limit:.0e}") if row.p is None else (f"{row.p:.2g}", f"p > {row.limit:.1e}")
+    detects = f"{row.detectable:.2g} {row.unit}".rstrip()
+    return row.what, f"{row.statistic:.2g}", f"{row.floor:.2g}", p, limit, detects, row.verdict
+
+
+def _aligned(cell: str, width: int, column: int) -> str:
+    return cell.rjust(width) if 0 < column < 4 else cell.ljust(width)
+
+
+def _html_row(row: Row) -> str:
+    colour = "#e4f2f0" if row.passed else "#f8dcd6"
+    cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row))
+    return f'<tr style="background:{colour}">{cells}</tr>'
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

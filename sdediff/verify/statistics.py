@@ -1,0 +1,166 @@
+r"""The tests behind a verdict, and what each of them can see.
+
+A test answers with a p-value, a noise floor and the smallest effect that it detects with probability ``POWER``. Where a
+method has a known bias (a step size, say), the null hypothesis is not "no effect" but "an effect of at most ``margin``".
+
+Sources: Lehmann and Romano 2005, https://doi.org/10.1007/0-387-27605-X; Massart 1990,
+https://doi.org/10.1214/aop/1176990746 (the Kolmogorov-Smirnov bound); Székely and Rizzo 2013,
+https://doi.org/10.1016/j.jspi.2013.03.018 (the energy distance).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import torch
+from scipy import special
+from torch import Tensor
+
+POWER = 0.99
+"""The probability with which a test sees the effect that it claims to detect."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test measured, before the verdict.
+
+    Args:
+        statistic: the effect seen.
+        floor: its typical size (one standard error, or the median) where there is no effect.
+        p: the p-value.
+        detectable: level -> the smallest effect detected with probability ``POWER`` at that level.
+        unit: of the statistic and of the effect.
+    """
+
+    statistic: float
+    floor: float
+    p: float
+    detectable: Callable[[float], float]
+    unit: str = ""
+
+
+def quantile(p: float) -> float:
+    """The standard normal quantile, -inf ... inf."""
+    return NormalDist().inv_cdf(p)
+
+
+def two_sided(z: float) -> float:
+    """The probability that a standard normal exceeds abs(z) in size; NaN becomes 0: a broken sample is no evidence."""
+    return 0.0 if math.isnan(z) else math.erfc(abs(z) / math.sqrt(2))
+
+
+def sample_size(effect: float, variance: float, level: float, power: float = POWER) -> int:
+    r"""The n at which a two-sided z-test sees a shift of the mean: :math:`(z_{1-\alpha/2} + z_{power})^2\,Var/\delta^2`."""
+    return math.ceil((quantile(1 - level / 2) + quantile(power)) ** 2 * variance / effect**2)
+
+
+def detectable_effect(n: int, variance: float, level: float, power: float = POWER) -> float:
+    """The shift of the mean that a two-sided z-test sees at ``n``: :func:`sample_size`, solved for the effect."""
+    return (quantile(1 - level / 2) + quantile(power)) * math.sqrt(variance / n)
+
+
+def bonferroni(p: Sequence[float]) -> float:
+    """One p-value for several tests of one hypothesis: the smallest, times their number."""
+    return min(1.0, len(p) * min(p))
+
+
+def z_test(values: Tensor, mean: float = 0.0, *, margin: float = 0.0, scale: float = 1.0, unit: str = "") -> Outcome:
+    """Two-sided test of abs(E[values] - mean) <= margin.
+
+    Args:
+        values: (n,), independent, n large enough for the central limit theorem.
+        mean: the claimed expectation.
+        margin: a deviation that is allowed, in units of the values.
+        scale, unit: the statistic, its floor and its effect are reported in multiples of ``scale``, named ``unit``.
+    """
+    n, values = len(values), values.double()
+    shift, variance = float(values.mean()) - mean, float(values.var())
+    error = math.sqrt(variance / n)
+    excess = max(abs(shift) - margin, 0.0) if math.isfinite(shift) else math.nan
+    p = two_sided(excess / error) if error > 0 else float(excess == 0)
+    return Outcome(
+        shift / scale, error / scale, p, lambda level: (margin + detectable_effect(n, variance, level)) / scale, unit
+    )
+
+
+def ks_test(uniforms: Tensor, *, margin: float = 0.0) -> Outcome:
+    """Kolmogorov-Smirnov test that ``uniforms`` = F(x), (n,), are uniform up to ``margin`` in the distribution function.
+
+    The p-value is twice the exact one-sided one: an upper bound, and sharp where it is small.
+    """
+    u, _ = uniforms.double().flatten().sort()
+    n = len(u)
+    steps = torch.arange(n + 1, dtype=torch.float64, device=u.device) / n
+    distance = float(torch.maximum((steps[1:] - u).max(), (u - steps[:-1]).max()))
+    p = _ks_tail(n, distance - margin)
+    return Outcome(distance, 0.83 / math.sqrt(n), p, lambda level: margin + _ks_effect(n, level), "in F")
+
+
+def ks_two_sample(x: Tensor, y: Tensor, *, margin: float = 0.0) -> Outcome:
+    """Kolmogorov-Smirnov test that x (n,) and y (m,), independent, have one law up to ``margin``; asymptotic."""
+    x, y = x.double().sort().values, y.double().sort().values
+    both = torch.cat([x, y])
+    below = [torch.searchsorted(v, both, right=True) / len(v) for v in (x, y)]
+    distance, n = float((below[0] - below[1]).abs().max()), len(x) * len(y) / (len(x) + len(y))
+    p = 0.0 if math.isnan(float(both.sum())) else float(special.kolmogorov(math.sqrt(n) * max(distance - margin, 0.0)))
+    return Outcome(distance, 0.83 / math.sqrt(n), p, lambda level: margin + _ks_effect(n, level), "in F")
+
+
+def retry(p: float, again: Callable[[], float], level: float) -> bool:
+    r"""Whether a test passes, at false-alarm rate ``level``, given its p-value and a way to repeat it.
+
+    With b = level/2: fail at p <= b, pass at p > b + √b, and in between repeat once, on fresh and more samples, and fail at
+    p <= √b. The two ways to fail have probability b each. A true effect hides less easily than from one test at
+    ``level``, for a doubtful case is looked at again with more power.
+    """
+    b = 0.5 * level
+    if p <= b:
+        return False
+    return p > b + math.sqrt(b) or again() > math.sqrt(b)
+
+
+def sign_flip(differences: Tensor, *, flips: int = 9_999, seed: int = 0) -> float:
+    """The p-value of the hypothesis that ``differences`` (n,), independent, are symmetric about 0: exact at any n.
+
+    The mean is compared with its values under random changes of sign. The smallest p-value is 1/(flips + 1).
+    """
+    d = differences.double().flatten()
+    generator = torch.Generator().manual_seed(seed)
+    seen, more = d.mean().abs(), 0
+    for start in range(0, flips, 256):
+        signs = torch.randint(0, 2, (min(256, flips - start), len(d)), generator=generator, dtype=torch.int8)
+        means = (2 * signs.to(d) - 1) @ d / len(d)
+        more += int((means.abs() >= seen * (1 - 1e-12)).sum())
+    return (1 + more) / (1 + flips)
+
+
+def energy_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int = 0) -> tuple[float, float]:
+    r"""The energy distance :math:`2E|X-Y| - E|X-X'| - E|Y-Y'|` of x (n, *event) and y (m, *event), and its p-value.
+
+    The p-value is exact (a permutation test); memory grows with (n + m)².
+    """
+    n, m = len(x), len(y)
+    both = torch.cat([x, y]).double().flatten(1)
+    distances = torch.cdist(both, both)
+    weights = torch.cat([both.new_full((n,), 1 / n), both.new_full((m,), -1 / m)])
+    generator = torch.Generator().manual_seed(seed)
+    orders = torch.rand(permutations, n + m, generator=generator).argsort(1)
+    drawn = weights[orders]
+    energies = -((drawn @ distances) * drawn).sum(1)
+    seen = float(-(weights @ distances @ weights))
+    more = int((energies >= seen - 1e-12 * abs(seen)).sum())
+    return seen, (1 + more) / (1 + permutations)
+
+
+def _ks_tail(n: int, distance: float) -> float:
+    if math.isnan(distance):
+        return 0.0
+    return 1.0 if distance <= 0 else min(1.0, 2 * float(special.smirnov(n, min(distance, 1.0))))
+
+
+def _ks_effect(n: float, level: float) -> float:
+    """The critical distance at this level, and what the sample moves at one point, 0.5/√n at most."""
+    return math.sqrt(math.log(2 / level) / (2 * n)) + quantile(POWER) * 0.5 / math.sqrt(n)
