@@ -7,10 +7,11 @@ from .exact import ExactScore
 from .linear import LinearSDE
 from .noise import PerSample
 from .processes import EDM, OU, VE, VP, CosineVP, CustomVP, RectifiedFlow, SubVP
+from .sample import sample
 from .score import ClassifierFree, FunctionScore, Score
 from .sde import ODE, SDE
 from .solution import Solution
-from .solve import sample, solve
+from .solve import solve
 from .solvers import (
     RK4,
     Ancestral,

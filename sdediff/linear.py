@@ -15,12 +15,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .checks import Time, as_time, check_state, float64, time_dtype
-from .diffusion import Diagonal
+from .diffusion import Diagonal, Diffusion
 from .gaussian import Gaussian
 from .quadrature import LinearKernel
 from .score import Score, as_score
@@ -173,7 +174,7 @@ class LinearSDE(Linear):
 class _LinearReversal(Semilinear):
     """What the reversals of a linear SDE share: everything but their noise, which they give as ``noise_at(t)``."""
 
-    sde: LinearSDE
+    sde: Any  # a LinearSDE
     score: Score
 
     @abstractmethod
@@ -210,7 +211,7 @@ class _LinearReversal(Semilinear):
         a, b, _ = (c.tolist() for c in self.affine(times))
         return [partial(_affine_drift, *at) for at in zip(a, b, self.score.along(times), strict=True)]
 
-    def g(self, x: Tensor, t: Tensor) -> Diagonal:
+    def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         """w(t)."""
         return Diagonal(_cast(torch.as_tensor(self.noise_at(float64(t))), x))
 

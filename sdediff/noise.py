@@ -41,6 +41,10 @@ class Noise(ABC):
         """The stream for a solve from states like ``x``."""
 
     @abstractmethod
+    def integer(self) -> int:
+        """A seed in [0, 2**31) for a backend that draws its own numbers."""
+
+    @abstractmethod
     def initial(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Standard normals for starting states (n, *event), apart from those of the steps."""
 
@@ -48,11 +52,15 @@ class Noise(ABC):
         """The recipe for samples ``start`` to ``stop`` of a batch."""
         return self
 
-    def check(self, batch: int) -> None:
+    def check(self, batch: int) -> None:  # noqa: B027 - most recipes serve any batch
         """Raise if the recipe is not for a batch of this size."""
 
     independent = False
     """True where each sample's numbers are its own."""
+
+    def frozen(self) -> Noise:
+        """A recipe that gives the numbers of the next stream, however often it is opened."""
+        return self
 
 
 class Seeded(Noise):
@@ -68,6 +76,17 @@ class Seeded(Noise):
     def open(self, x: Tensor) -> Stream:
         """A stream that draws from the generator."""
         return _SeededStream(_usable(self.generator, x.device), x)
+
+    def integer(self) -> int:
+        """An integer from the generator."""
+        host = self.generator.device
+        return int(torch.randint(2**31, (), generator=self.generator, device=host))
+
+    def frozen(self) -> Seeded:
+        """A twin of the generator as it stands."""
+        twin = torch.Generator(self.generator.device)
+        twin.set_state(self.generator.get_state())
+        return Seeded(twin)
 
     def initial(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Standard normals from the generator."""
@@ -124,6 +143,10 @@ class PerSample(Noise):
         generators = [torch.Generator().manual_seed(2**31 + s) for s in self.seeds]
         rows = [torch.randn(shape[1:], generator=generator, dtype=_drawn(dtype)) for generator in generators]
         return torch.stack(rows).to(device, dtype)
+
+    def integer(self) -> int:
+        """Refused: one seed for a whole batch couples its samples."""
+        raise ValueError("PerSample has no seed for a backend that draws for the whole batch: use seed=.")
 
     def rows(self, start: int, stop: int) -> PerSample:
         """The seeds of a part of the batch."""

@@ -123,7 +123,9 @@ class CustomVP(LinearSDE):
 
 
 class CosineVP(LinearSDE):
-    r"""Variance preserving with :math:`\alpha(t) = \cos(\tfrac\pi2\tfrac{t+s}{1+s})/\cos(\tfrac\pi2\tfrac{s}{1+s})`, t in [0, 1].
+    r"""Variance preserving with the cosine schedule, t in [0, 1].
+
+    .. math:: \alpha(t) = \cos\bigl(\tfrac\pi2\tfrac{t+s}{1+s}\bigr)\big/\cos\bigl(\tfrac\pi2\tfrac{s}{1+s}\bigr)
 
     :math:`\alpha` vanishes at t = 1, where f and g are infinite: the flow is finite there in its data-and-noise form;
     a noisy reversal starts a little below, or takes an exponential solver.
@@ -169,7 +171,9 @@ class CosineVP(LinearSDE):
 
 
 class VE(LinearSDE):
-    r"""Variance exploding: f = 0, :math:`g^2 = (\sigma_s^2)'` with :math:`\sigma_s(t) = \sigma_{min}(\sigma_{max}/\sigma_{min})^{t/t_{max}}`.
+    r"""Variance exploding: f = 0, :math:`g^2 = (\sigma_s^2)'`.
+
+    The schedule is :math:`\sigma_s(t) = \sigma_{min}(\sigma_{max}/\sigma_{min})^{t/t_{max}}`.
 
     The SDE started at x_0 has variance :math:`\sigma_s^2(t) - \sigma_s^2(0)`, which is what :meth:`sigma` gives.
 

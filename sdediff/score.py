@@ -206,7 +206,7 @@ class Moved(Score):
 
 
 class ClassifierFree(Score):
-    r"""Classifier-free guidance: :math:`\hat\epsilon = \hat\epsilon_\varnothing + w(\hat\epsilon_c - \hat\epsilon_\varnothing)`.
+    r"""Classifier-free guidance, :math:`\hat\epsilon_\varnothing + w(\hat\epsilon_c - \hat\epsilon_\varnothing)`.
 
     Two evaluations of the score each time, and counted as two. A weight of 1 is the plain conditional score.
 

@@ -133,7 +133,7 @@ class ODE(SDE):
 
     direction = 0
 
-    def g(self, x: Tensor, t: Tensor) -> float:
+    def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         """No noise."""
         return 0.0
 
@@ -147,7 +147,7 @@ class ODE(SDE):
 class Reversal(SDE):
     """What all reversals share: the process they reverse, and a score that may take a condition."""
 
-    sde: SDE
+    sde: Any
     score: Score
 
     def _bind(self, sde: SDE, score: ScoreLike) -> None:
@@ -184,7 +184,7 @@ class Reverse(Reversal):
         eta = evaluate(self.stochasticity, t)
         return self.sde.drift(x, t) - (0.5 * (1 + eta * eta)) * self._spread(x, t)
 
-    def g(self, x: Tensor, t: Tensor) -> Diffusion:
+    def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         r"""The noise :math:`\eta G`."""
         return evaluate(self.stochasticity, t) * self.sde.diffusion(x, t)
 
@@ -213,7 +213,7 @@ class FreeNoiseReverse(Reversal):
         flow = forward.diffusion(x, t).gram(score) + forward.gram_divergence(x, t)
         return forward.drift(x, t) - (0.5 if forward.direction >= 0 else -0.5) * (flow + (w * w) * score)
 
-    def g(self, x: Tensor, t: Tensor) -> Diagonal:
+    def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         """The noise w(t)."""
         return Diagonal(evaluate(self.noise_coefficient, t))
 

@@ -1,8 +1,4 @@
-"""Solving a process from a state, and sampling one from its prior.
-
-:func:`solve` follows a process from given states; :func:`sample` draws the starting states too, and works through any
-number of samples in batches of bounded memory.
-"""
+"""Solving a process from given states."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from . import counting
 from .checks import check_finite, check_state
 from .errors import NonFiniteError
 from .grids import Grid, check_steps, resolve, saved_times
-from .noise import Noise, PerSample, Seeded, as_noise
+from .noise import Noise, as_noise
 from .sde import SDE, Reversal
 from .solution import Solution
 from .solvers import Integrator, Interval, Method, Solver
@@ -75,8 +71,8 @@ def solve(
         SolveError: a backend gave up.
     """
     check_finite(check_state(x))
-    _check_solver(solver, process)
-    t0, t1 = _ends(process, t0, t1, grid)
+    check_solver(solver, process)
+    t0, t1 = ends(process, t0, t1, grid)
     recipe = as_noise(x.device, seed, generator, noise)
     recipe.check(x.shape[0])
     _check_coupling(solver, recipe)
@@ -88,6 +84,7 @@ def solve(
         if isinstance(solver, Integrator):
             times, states, stats = run.integrate(solver, steps, dt, grid)
         else:
+            assert isinstance(solver, Solver)
             times, states, stats = run.fixed(
                 solver, resolve(process, t0, t1, steps=steps, dt=dt, grid=grid, save_at=save_at)
             )
@@ -95,107 +92,6 @@ def solve(
     counts = {"nfe": _per_sample(tally.rows, x.shape[0]) if nfe is None else nfe, "score_calls": tally.calls}
     stats = counts | stats | {"seconds": time.perf_counter() - started}
     return Solution(states[-1], times, torch.stack(states), stats)
-
-
-def sample(
-    process: SDE,
-    n: int,
-    *,
-    solver: Method,
-    x: Tensor | None = None,
-    event_shape: tuple[int, ...] | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    batch_size: int | None = None,
-    t0: float | None = None,
-    t1: float | None = None,
-    steps: int | None = None,
-    dt: float | None = None,
-    grid: Grid | Times | None = None,
-    save_at: Times | None = None,
-    seed: int | None = None,
-    generator: torch.Generator | None = None,
-    noise: Noise | None = None,
-    cond: Any = None,
-    progress: bool = False,
-    callback: Callback | None = None,
-    differentiable: bool = False,
-) -> Solution:
-    """Draw ``n`` samples of ``process``: starting states from its prior, then :func:`solve`, batch by batch.
-
-    Args:
-        n: how many.
-        x: starting states (n, *event) instead of draws from the prior; required where the process has none.
-        event_shape, device, dtype: of the states; by default those that the score knows.
-        batch_size: the most samples solved at once, which bounds memory; by default all n.
-
-    All other arguments are those of :func:`solve`. Ctrl-C returns the batches that are finished, with
-    ``stats["interrupted"]`` true; within the first batch it raises as usual.
-
-    Raises:
-        ValueError: n or batch_size is not positive, the event shape is unknown, or x has another length than n.
-    """
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} = {value!r} must be a positive whole number.")
-    _check_solver(solver, process)
-    space = _Space.of(process, x, event_shape, device, dtype)
-    if x is not None and x.shape[0] != n:
-        raise ValueError(f"n = {n}, but x holds {x.shape[0]} starting states.")
-    recipe = as_noise(space.device, seed, generator, noise)
-    recipe.check(n)
-    begin = _ends(process, t0, t1, grid)[0]
-    if x is None and begin != process.t_max:
-        raise ValueError(f"The prior is the law at t_max = {process.t_max:g}, not at t0 = {begin:g}: give x=.")
-    prior = None if x is not None else process.prior(space.event_shape)
-    size = batch_size or n
-    done: list[Solution] = []
-    interrupted = False
-    bar = tqdm(total=n, desc="sampling", unit=" samples", delay=2, disable=not progress or size >= n, leave=False)
-    try:
-        for start in range(0, n, size):
-            stop = min(start + size, n)
-            part = recipe.rows(start, stop)
-            if prior is None:
-                assert x is not None
-                states = x[start:stop]
-            else:
-                states = prior.from_noise(part.initial((stop - start, *space.event_shape), space.device, space.dtype))
-            solution = solve(
-                process, states, solver=solver, t0=t0, t1=t1, steps=steps, dt=dt, grid=grid, save_at=save_at, noise=part,
-                cond=_rows(cond, n, start, stop), progress=progress and size >= n, callback=callback,
-                differentiable=differentiable,
-            )  # fmt: skip
-            done.append(solution)
-            bar.update(stop - start)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-        interrupted = True
-    finally:
-        bar.close()
-    return _joined(done, interrupted)
-
-
-@dataclass(frozen=True)
-class _Space:
-    """Where states live."""
-
-    event_shape: tuple[int, ...]
-    device: torch.device
-    dtype: torch.dtype
-
-    @staticmethod
-    def of(process: SDE, x: Tensor | None, event_shape: Any, device: Any, dtype: Any) -> _Space:
-        if x is not None:
-            check_state(x)
-            return _Space(tuple(x.shape[1:]), x.device, x.dtype)
-        score = getattr(process, "score", None)
-        shape = event_shape if event_shape is not None else getattr(score, "event_shape", None)
-        if shape is None:
-            raise ValueError("The shape of one sample is unknown: pass event_shape=, e.g. event_shape=(2,).")
-        device = device or getattr(score, "device", None) or "cpu"
-        return _Space(tuple(shape), torch.device(device), dtype or getattr(score, "dtype", None) or torch.float32)
 
 
 @dataclass(frozen=True)
@@ -218,8 +114,8 @@ class _Run:
         if self.save_at is not None:
             wanted = saved_times(self.save_at, self.t0, self.t1)
         keep = set(wanted.tolist())
-        times, start = nodes.tolist(), _rewindable(self.noise)
-        advance = solver.prepare(self.process, nodes, start().open(self.x))
+        times, again = nodes.tolist(), self.noise.frozen()
+        advance = solver.prepare(self.process, nodes, self.noise.open(self.x))
         x, kept = self.x, [self.x] if times[0] in keep else []
         for k in self._steps(len(times) - 1):
             x = advance(k, x)
@@ -229,7 +125,7 @@ class _Run:
                 self.callback(k, times[k + 1], x)
         last = kept[-1] if kept and times[-1] in keep else x
         if not _finite(x):
-            self._replay(solver, nodes, start())
+            self._replay(solver, nodes, again)
         if times[-1] not in keep:  # the end is always given
             kept, wanted = [*kept, last], torch.cat([wanted, nodes[-1:]])
         return wanted, kept, {"steps": len(times) - 1, "rejected": 0}
@@ -253,12 +149,11 @@ class _Run:
                     "tolerances."
                 )
             step = None
-        ends = torch.tensor([self.t0, self.t1], dtype=torch.float64)
-        wanted = ends[1:] if self.save_at is None else saved_times(self.save_at, self.t0, self.t1)
-        every = torch.unique(torch.cat([ends, wanted]))
+        outer = torch.tensor([self.t0, self.t1], dtype=torch.float64)
+        wanted = outer[1:] if self.save_at is None else saved_times(self.save_at, self.t0, self.t1)
+        every = torch.unique(torch.cat([outer, wanted]))
         every = every.flip(0) if self.t1 < self.t0 else every
-        seed = int(_rewindable(self.noise)().generator.initial_seed()) % 2**31 if isinstance(self.noise, Seeded) else 0
-        out = solver.integrate(self.process, self.x, Interval(every, step, seed, self.differentiable))
+        out = solver.integrate(self.process, self.x, Interval(every, step, self.noise.integer, self.differentiable))
         for t, state in zip(every.tolist(), out.states, strict=True):
             if not _finite(state):
                 _raise_non_finite(None, t, state, None)
@@ -289,25 +184,6 @@ class _Run:
         )  # fmt: skip
 
 
-def _rewindable(noise: Noise) -> Callable[[], Noise]:
-    """The recipe for the solve first; when asked again, one that repeats the same numbers."""
-    if not isinstance(noise, Seeded):
-        return lambda: noise
-    state = noise.generator.get_state()
-    used = False
-
-    def get() -> Noise:
-        nonlocal used
-        if not used:
-            used = True
-            return noise
-        twin = torch.Generator(noise.generator.device)
-        twin.set_state(state)
-        return Seeded(twin)
-
-    return get
-
-
 def _finite(x: Tensor) -> bool:
     return x.device.type == "meta" or bool(torch.isfinite(x).all())
 
@@ -322,7 +198,7 @@ def _raise_non_finite(k: int | None, t: float, bad: Tensor, good: Tensor | None,
     )  # fmt: skip
 
 
-def _ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[float, float]:
+def ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[float, float]:
     """Where the solve starts and stops, checked against the domain and the direction of the process."""
     if grid is not None and not isinstance(grid, Grid):
         nodes = torch.as_tensor(grid, dtype=torch.float64).reshape(-1)
@@ -349,7 +225,7 @@ def _ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[
     return t0, t1
 
 
-def _check_solver(solver: object, process: SDE) -> None:
+def check_solver(solver: object, process: SDE) -> None:
     if not isinstance(process, SDE):
         raise TypeError(f"process must be an SDE, got {type(process).__name__}.")
     if not isinstance(solver, Method):
@@ -374,42 +250,5 @@ def _given(process: SDE, cond: Any, batch: int) -> SDE:
     return process.given(cond)
 
 
-def _rows(cond: Any, n: int, start: int, stop: int) -> Any:
-    """The part of a condition that belongs to these samples: tensors with n rows are sliced, in containers too."""
-    if isinstance(cond, Tensor):
-        return cond[start:stop] if cond.ndim > 0 and cond.shape[0] == n else cond
-    if isinstance(cond, dict):
-        return {key: _rows(value, n, start, stop) for key, value in cond.items()}
-    if isinstance(cond, (list, tuple)):
-        return type(cond)(_rows(value, n, start, stop) for value in cond)
-    return cond
-
-
 def _per_sample(rows: int, batch: int) -> int | float:
     return rows // batch if rows % batch == 0 else rows / batch
-
-
-def _joined(parts: list[Solution], interrupted: bool) -> Solution:
-    """One solution from those of the batches."""
-    stats = dict(parts[0].stats)
-    if len(parts) > 1:
-        sizes = [part.x.shape[0] for part in parts]
-        each = [part.stats["nfe"] for part in parts]
-        if isinstance(each[0], Tensor):
-            stats["nfe"] = torch.cat(each)
-        else:
-            stats["nfe"] = (
-                each[0] if len(set(each)) == 1 else sum(e * s for e, s in zip(each, sizes, strict=True)) / sum(sizes)
-            )
-        for key in ("score_calls", "seconds"):
-            stats[key] = sum(part.stats[key] for part in parts)
-        for key in ("steps", "rejected"):
-            values = [part.stats[key] for part in parts]
-            stats[key] = torch.cat(values) if isinstance(values[0], Tensor) else max(values)
-    if interrupted:
-        stats["interrupted"] = True
-    xs = torch.cat([part.xs for part in parts], 1) if len(parts) > 1 else parts[0].xs
-    return Solution(xs[-1], parts[0].ts, xs, stats)
-
-
-__all__ = ["PerSample", "sample", "solve"]

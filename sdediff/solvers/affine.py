@@ -26,7 +26,7 @@ Coefficients = tuple[Tensor, Tensor, Tensor]
 class AffineStep(Solver):
     """Base of the solvers that are given by A, B and C on a grid."""
 
-    requires: type[SDE] = Semilinear
+    requires = Semilinear
     instead = "use EulerMaruyama, which takes any SDE"
     view: View = staticmethod(Score.__call__)
     """The prediction p that B multiplies."""

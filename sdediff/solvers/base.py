@@ -37,10 +37,10 @@ class Orders:
     ode: float | None = None
 
 
-class Method(ABC):
+class Method(ABC):  # noqa: B024 - step, prepare or integrate is what a kind of solver adds
     """What fixed-step solvers and whole-interval integrators have in common."""
 
-    requires: type[SDE] = SDE
+    requires: type = SDE
     """The kind of process it can take."""
     instead: str = ""
     """What to use for a process it cannot take: a clause for the error message."""
@@ -88,13 +88,13 @@ class Interval:
     Args:
         times: where states are wanted, float64 on the host, monotone; the first is where x is.
         dt: the largest step, for an integrator with fixed steps.
-        seed: for one that draws its own random numbers.
+        seed: called by one that draws its own random numbers.
         differentiable: keep the graph.
     """
 
     times: Tensor
     dt: float | None
-    seed: int
+    seed: Callable[[], int]
     differentiable: bool
 
 

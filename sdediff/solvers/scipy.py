@@ -6,6 +6,7 @@ The whole batch is one system for SciPy: its step size is shared, so results dep
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Scipy(Integrator):
         drift = _Drift(process, x, self.max_evaluations)
         states, y, steps = [x], x.detach().to("cpu", torch.float64).reshape(-1).numpy(), 0
         times = interval.times.tolist()
-        for s, t in zip(times, times[1:], strict=False):
+        for s, t in pairwise(times):
             result = scipy.integrate.solve_ivp(
                 drift, (s, t), y, method=self.method, rtol=self.rtol, atol=self.atol, **self._structure(x)
             )

@@ -7,6 +7,7 @@ which is built here from the solve's seed and step, so that results are repeatab
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,13 +53,13 @@ class TorchSDE(Integrator):
             size=system.noise_size,
             dtype=x.dtype,
             device=x.device,
-            entropy=interval.seed,
+            entropy=interval.seed(),
             dt=interval.dt,
             levy_area_approximation=self._levy,
         )
         solve = torchsde.sdeint_adjoint if self.adjoint and interval.differentiable else torchsde.sdeint
         states, steps, y = [x], 0, x.reshape(x.shape[0], -1)
-        for s, t in zip(clock, clock[1:], strict=False):
+        for s, t in pairwise(clock):
             count = max(1, math.ceil(float(t - s) / interval.dt - 1e-9))
             # A hair longer than the exact step, so that rounding cannot leave a sliver for one more.
             dt = float(t - s) / count * (1 + 1e-9)
