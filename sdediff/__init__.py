@@ -1,11 +1,21 @@
 """sdediff: write f and g, get everything else."""
 
-from . import densities, grids
+from . import densities, grids, networks, training, verify
+from .data import Standardisation
 from .diffusion import Dense, Diagonal
 from .errors import NonFiniteError, SolveError
 from .exact import ExactScore
+from .langevin import Chains, Overdamped, Phase, Underdamped, mala
 from .linear import LinearSDE
 from .noise import PerSample
+from .predictions import (
+    DataPrediction,
+    FlowPrediction,
+    NoisePrediction,
+    Preconditioned,
+    ScorePrediction,
+    VelocityPrediction,
+)
 from .processes import EDM, OU, VE, VP, CosineVP, CustomVP, RectifiedFlow, SubVP
 from .sample import sample
 from .score import ClassifierFree, FunctionScore, Score
@@ -38,34 +48,49 @@ __all__ = [
     "VE",
     "VP",
     "Ancestral",
+    "Chains",
     "ClassifierFree",
     "CosineVP",
     "CustomVP",
+    "DataPrediction",
     "Dense",
     "Diagonal",
     "EulerMaruyama",
     "ExactScore",
     "ExactTransition",
+    "FlowPrediction",
     "FunctionScore",
     "Heun",
     "Langevin",
     "LinearSDE",
     "Midpoint",
+    "NoisePrediction",
     "NonFiniteError",
+    "Overdamped",
     "PerSample",
+    "Phase",
+    "Preconditioned",
     "PredictorCorrector",
     "RectifiedFlow",
     "ReverseDiffusion",
     "RungeKutta",
     "Scipy",
     "Score",
+    "ScorePrediction",
     "Solution",
     "SolveError",
     "Solver",
+    "Standardisation",
     "SubVP",
     "TorchSDE",
+    "Underdamped",
+    "VelocityPrediction",
     "densities",
     "grids",
+    "mala",
+    "networks",
     "sample",
     "solve",
+    "training",
+    "verify",
 ]

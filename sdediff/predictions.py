@@ -180,7 +180,12 @@ class Preconditioned(NetworkScore):
         """The data prediction."""
         alpha, sigma, sd = self.sde.alpha(t), self.sde.sigma(t), self.sigma_data
         norm = torch.hypot(sigma, alpha * sd)
-        limit = math.log(sd)
-        c_noise = 0.25 * torch.log(sigma / alpha).clamp(limit - 10, limit + 10)
-        out = self._ask(x / norm, per_sample(c_noise, x), cond)
-        return (alpha * sd * sd / (norm * norm)) * x + (sigma * sd / norm) * out
+        c_in, c_skip, c_out = (_beside(c, x) for c in (1 / norm, alpha * sd * sd / (norm * norm), sigma * sd / norm))
+        centre = math.log(sd)
+        c_noise = 0.25 * torch.log(sigma / alpha).clamp(centre - 10, centre + 10)
+        return c_skip * x + c_out * self._ask(c_in * x, per_sample(c_noise, x), cond)
+
+
+def _beside(c: Tensor, x: Tensor) -> Tensor:
+    """A coefficient in x's dtype or float32, so that it does not lift x to float64; 0-d values do not anyway."""
+    return c if c.ndim == 0 else c.to(torch.promote_types(x.dtype, torch.float32))

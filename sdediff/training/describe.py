@@ -1,0 +1,89 @@
+"""Objects as data: the class and constructor arguments of a process, a network or a score, without pickle.
+
+An object can be described if it keeps every constructor argument under the argument's own name, as all classes here do,
+and those are numbers, strings, lists of such, or describable objects again. A description is rebuilt only from classes
+inside this package: a file must not choose which code runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from torch import nn
+
+from ..sde import SDE
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+def describe(value: Any) -> Any:
+    """``value`` as JSON: plain values as they are, objects as {"class": ..., "args": ...}.
+
+    What cannot be described (a function, say) leaves {"class": ..., "obstacle": the reason} in its place.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    cls = type(value)
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    if not isinstance(value, (SDE, nn.Module)):
+        return {"class": path, "obstacle": f"a {cls.__name__} cannot be written to a file"}
+    args: dict[str, Any] = {}
+    for name in _arguments(cls):
+        if not hasattr(value, name):
+            return {"class": path, "obstacle": f"{cls.__name__} does not keep its argument {name} as an attribute"}
+        args[name] = describe(getattr(value, name))
+    return {"class": path, "args": args}
+
+
+def rebuild(description: Any, given: dict[str, Any], name: str = "score") -> Any:
+    """The object described; the arguments in ``given`` are used in place of their description, wherever they occur.
+
+    Raises:
+        ValueError: a class is outside this package, has an obstacle, or does not take these arguments.
+    """
+    if isinstance(description, list):
+        return [rebuild(item, given, name) for item in description]
+    if not isinstance(description, dict):
+        return description
+    path = str(description.get("class"))
+    if "obstacle" in description:
+        raise ValueError(f"The file cannot rebuild {path} ({description['obstacle']}): {_cure(name)}.")
+    cls = _class(path, name)
+    args = {
+        key: given[key] if given.get(key) is not None else rebuild(value, given, key)
+        for key, value in description["args"].items()
+    }
+    try:
+        return cls(**args)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not accept the arguments in the file ({error}): {_cure(name)}.") from error
+
+
+def _class(path: str, name: str) -> type:
+    module, _, qualified = path.partition(":")
+    if module.split(".")[0] != _PACKAGE:
+        raise ValueError(
+            f"The file names {path} as its {name}. Only classes of {_PACKAGE} are built from a file, since to import "
+            f"others would let the file choose what code runs: {_cure(name)}."
+        )
+    try:
+        cls = getattr(importlib.import_module(module), qualified)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"This version of {_PACKAGE} has no {path}: {_cure(name)}.") from error
+    if not (isinstance(cls, type) and issubclass(cls, (SDE, nn.Module)) and cls.__module__ == module):
+        raise ValueError(f"{path} is neither a process nor a module of {_PACKAGE}: the file is not to be trusted.")
+    return cls
+
+
+def _arguments(cls: type) -> list[str]:
+    return list(inspect.signature(cls).parameters)
+
+
+def _cure(name: str) -> str:
+    if name in ("sde", "net"):
+        return f"make the {name} yourself and pass it, load(path, {name}=...)"
+    return "make sde and net yourself and pass them, load(path, sde=..., net=...)"
