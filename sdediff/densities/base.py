@@ -1,7 +1,7 @@
 """Densities: laws with ``sample``, ``log_prob`` and ``score``.
 
-Parameters are kept in float64 on the host; a density answers in the dtype and on the device of the ``x`` it is asked
-about, and samples in its own ``dtype`` and ``device``.
+Parameters are kept in float64 on the host. A density answers in the dtype and on the device of the ``x`` it is asked
+about, computing in float64 where the device has it; samples come in its own ``dtype`` and on its own ``device``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from ..checks import check_state
+from ..checks import check_like, check_state
 
 
 class Posterior(Protocol):
@@ -34,7 +34,7 @@ class Density(ABC):
 
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """``n`` samples in float64 on the host, (n, *event)."""
+        """``n`` samples, (n, *event), in float64 on the host where the law itself lives there."""
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Density(ABC):
         with torch.enable_grad():
             at = x if keep else x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_prob(at).sum(), at, create_graph=keep)
-        return gradient
+        return check_like(gradient, x, "the score")
 
     def diffused(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Posterior:
         r"""The posterior of :math:`x_0` given :math:`x = \alpha x_0 + \sigma\epsilon`, where it has a closed form."""
@@ -60,14 +60,15 @@ class Density(ABC):
 
         Args:
             n: how many, at least 1.
-            seed: or ``generator``, a host generator: for repeatable samples. At most one of the two.
+            seed: or ``generator``, a host generator: for repeatable samples. At most one of the two; with neither,
+                torch's global generator is used.
+
+        Raises:
+            ValueError: n < 1, both seed and generator given, or a generator that is not on the host.
         """
         if n < 1:
             raise ValueError(f"n = {n}: ask for at least one sample.")
-        if seed is not None and generator is not None:
-            raise ValueError("Give seed or generator, not both.")
-        if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
+        generator = host_generator(seed, generator)
         with torch.no_grad():
             return self.draw(n, generator).to(self.device, self.dtype)
 
@@ -82,8 +83,9 @@ class Density(ABC):
 
     def _check(self, x: Tensor) -> Tensor:
         if tuple(check_state(x).shape[1:]) != self.event_shape:
+            wanted = ", ".join(["B", *map(str, self.event_shape)])
             raise ValueError(
-                f"x has shape {tuple(x.shape)}; {type(self).__name__} needs (B, {', '.join(map(str, self.event_shape))})."
+                f"x has shape {tuple(x.shape)}; {type(self).__name__} needs ({wanted}{',' * (not self.event_shape)})."
             )
         return x
 
@@ -94,6 +96,10 @@ class Distribution(Density):
     Args:
         distribution: its ``log_prob`` must give shape (B,) for x (B, *event): wrap a factorised law in
             ``torch.distributions.Independent``.
+
+    Raises:
+        ValueError: the distribution is a batch of several.
+        TypeError: it has no ``event_shape``.
     """
 
     def __init__(self, distribution: Any):
@@ -103,24 +109,33 @@ class Distribution(Density):
                 f"The distribution has batch_shape {tuple(shape)}: wrap it in torch.distributions.Independent(d, "
                 f"{len(shape)}) so that log_prob gives one number per sample."
             )
+        if not hasattr(distribution, "event_shape"):
+            raise TypeError(f"{type(distribution).__name__} has no event_shape: set it to the shape of one sample.")
         self.distribution = distribution
         self.event_shape = tuple(distribution.event_shape)
-        probe = getattr(distribution, "mean", None)
-        if isinstance(probe, Tensor):
-            self.device, self.dtype = probe.device, probe.dtype
+        # A sample is the one thing that every distribution has and that shows its device and dtype (a TransformedDistribution
+        # has no mean).
+        with torch.random.fork_rng(), torch.no_grad():
+            probe = distribution.sample((1,)) if hasattr(distribution, "sample") else torch.zeros(())
+        self.device, self.dtype = probe.device, probe.dtype
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """Samples of the distribution; torch.distributions takes no generator, so the global one is set and restored."""
-        with torch.random.fork_rng(devices=[]):
-            if generator is not None:
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            else:
-                torch.seed()
+        """Samples of the distribution. torch.distributions takes no generator: the global one is seeded and restored."""
+        if generator is None:
+            return self.distribution.sample((n,))
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return self.distribution.sample((n,))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The distribution's log_prob."""
-        return self.distribution.log_prob(self._check(x))
+        """The distribution's log_prob, (B,)."""
+        value = self.distribution.log_prob(self._check(x)).to(x.dtype)
+        if value.shape != x.shape[:1]:
+            raise ValueError(
+                f"log_prob of {type(self.distribution).__name__} has shape {tuple(value.shape)} for x of shape "
+                f"{tuple(x.shape)}; it must be ({len(x)},)."
+            )
+        return value
 
 
 def as_density(law: Any) -> Density:
@@ -130,3 +145,21 @@ def as_density(law: Any) -> Density:
     if not hasattr(law, "log_prob"):
         raise TypeError(f"{type(law).__name__} is no density: it has no log_prob(x).")
     return Distribution(law)
+
+
+def host_generator(seed: int | None, generator: torch.Generator | None) -> torch.Generator | None:
+    """The generator that a seed or a generator stands for; None for neither (torch's global one)."""
+    if seed is not None and generator is not None:
+        raise ValueError("Give seed or generator, not both.")
+    if seed is not None:
+        return torch.Generator().manual_seed(seed)
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"generator is on {generator.device}; densities draw on the host: use torch.Generator().")
+    return generator
+
+
+def beside(c: Tensor, flat: Tensor) -> Tensor:
+    """A schedule value of shape () or (B, 1, ..., 1) beside a float64 (..., B): as (), or (B,) on its device."""
+    if c.ndim == 0 and c.device.type == "cpu":
+        return c
+    return c.reshape(-1).to(flat.device, flat.dtype) if c.ndim else c.to(flat.device, flat.dtype)
