@@ -1,0 +1,175 @@
+r"""Exponential multistep solvers: one evaluation a step, high order from the predictions of earlier steps.
+
+Order q uses the last q predictions. The first steps, which have fewer, are of lower order. With a corrector each state is
+improved once the prediction at it is known, at no further evaluation: the new prediction joins the polynomial of the step
+that led there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...noise import Stream
+from ...sde import SDE, Coefficient, Semilinear, check_coefficient, evaluate
+from ..affine import check_coefficients
+from ..base import Advance, Orders, Solver
+from .kernel import DataPrediction, Prediction, Steps, steps_of
+from .rules import Polynomial, Rule
+
+_STRONG_GUIDANCE = 3.0
+
+
+class ExponentialMultistep(Solver):
+    """An exponential Adams method for reversed linear SDEs, of any stochasticity.
+
+    Args:
+        order: q, the number of predictions used, 1 to 4.
+        prediction: what is held polynomial: the data or the noise prediction.
+        rule: how (:mod:`~sdediff.solvers.exponential.rules`).
+        corrector: a rule for the corrector, or None for none.
+        corrector_order: how many earlier predictions the corrector uses besides the new one; q by default.
+        lower_final: lower the order towards the end, so that the last step is of order 1.
+        stochasticity: eta instead of the process's own, a number or a function of t; for reversals with noise.
+
+    Raises:
+        ValueError: the order is outside 1 to 4.
+    """
+
+    requires = Semilinear
+    instead = "use Heun, RK4 or Scipy for another ODE and EulerMaruyama for another SDE"
+
+    def __init__(
+        self,
+        order: int = 2,
+        *,
+        prediction: Prediction | None = None,
+        rule: Rule | None = None,
+        corrector: Rule | None = None,
+        corrector_order: int | None = None,
+        lower_final: bool = False,
+        stochasticity: Coefficient | None = None,
+    ):
+        for name, value in (("order", order), ("corrector_order", corrector_order or 1)):
+            if value not in (1, 2, 3, 4):
+                raise ValueError(f"{name} = {value!r} must be 1, 2, 3 or 4.")
+        self.order, self.prediction, self.rule = order, prediction or DataPrediction(), rule or Polynomial()
+        self.corrector, self.corrector_order = corrector, corrector_order or order
+        self.lower_final = lower_final
+        self.stochasticity = None if stochasticity is None else check_coefficient(stochasticity, "stochasticity")
+        # To first order in the noise, whatever q: the prediction at a noisy state is not smooth in time.
+        self.orders = Orders(
+            strong_additive=1.0, weak=1.0, ode=float(order if corrector is None else self.corrector_order + 1)
+        )
+
+    def check(self, process: SDE) -> None:
+        """A flow takes no stochasticity of the solver's own."""
+        super().check(process)
+        if process.direction == 0 and self.stochasticity not in (None, 0.0):
+            raise ValueError(
+                f"{type(self).__name__} with its own stochasticity needs a reversal with noise: solve sde.reverse(score)."
+            )
+
+    def eta2(self, process: Semilinear, grid: Tensor) -> Tensor | None:
+        """eta² of each step where the solver sets it, else None."""
+        if self.stochasticity is None:
+            return None
+        middle = 0.5 * (grid[1:] + grid[:-1])
+        return torch.as_tensor(evaluate(self.stochasticity, middle), dtype=grid.dtype).expand_as(middle) ** 2
+
+    def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
+        """All weights of the grid at once; the steps then are the predictions and a few kernels."""
+        assert isinstance(process, Semilinear)
+        steps = steps_of(process, grid, self.eta2(process, grid))
+        orders = self._orders(process, steps)
+        linear, spread = self.prediction.linear(steps), self.prediction.noise(steps)
+        check_coefficients(process, grid, linear, spread, self.prediction.total(steps))
+        predictor = _weights(self.rule, self.prediction, steps, orders, process.sde)
+        corrector = None
+        if self.corrector is not None:
+            held = [min(o, self.corrector_order) for o in orders]
+            corrector = _weights(self.corrector, self.prediction, steps, held, process.sde, new=True)
+        predict = process.score.along(grid[:-1], self.prediction.view)
+        nodes, a, c = grid.tolist(), linear.tolist(), spread.tolist()
+        past: deque[Tensor] = deque(maxlen=max(orders + [self.corrector_order]))  # newest first
+        base: list[Tensor] = []  # the linear part and noise of the last step
+
+        def advance(k: int, x: Tensor) -> Tensor:
+            p = predict[k](x)
+            if corrector is not None and k > 0:
+                x = _combined(base.pop(), corrector[k - 1], [p, *past])
+            past.appendleft(p)
+            start = torch.mul(x, a[k])
+            if c[k]:
+                start.add_(noise.unit(nodes[k], nodes[k + 1]), alpha=c[k])
+            if corrector is not None:
+                base.append(start)
+                return _combined(start, predictor[k], past)
+            return _combined_(start, predictor[k], past)
+
+        return advance
+
+    def _orders(self, process: Semilinear, steps: Steps) -> list[int]:
+        """The order of each step: what history, finite nodes and guidance allow."""
+        most = self.order
+        guidance = getattr(process.score, "guidance", 1.0)
+        if most > 2 and abs(guidance) >= _STRONG_GUIDANCE:
+            warnings.warn(
+                f"Guidance of weight {guidance:g} makes high orders unstable: order {most} is lowered to 2. Ask for order 2, "
+                "and threshold the data prediction (Thresholded), to be rid of this warning.",
+                stacklevel=5,
+            )
+            most = 2
+        count = len(steps.h)
+        finite = torch.isfinite(steps.ell_s).tolist()
+        orders, run = [], 0
+        for k in range(count):
+            run = run + 1 if finite[k] else 0
+            limit = count - k if self.lower_final else most
+            ends_finite = bool(torch.isfinite(steps.ell_t[k]))
+            orders.append(max(1, min(most, run, limit)) if ends_finite else 1)
+        return orders
+
+
+def _weights(
+    rule: Rule, prediction: Prediction, steps: Steps, orders: list[int], schedule: Any, new: bool = False
+) -> list[list[float]]:
+    """The rule's weights for each step, newest node first; with ``new`` the end of the step is a node, put first."""
+    table: list[list[float]] = [[] for _ in orders]
+    for order in sorted(set(orders)):
+        rows = torch.tensor([k for k, o in enumerate(orders) if o == order])
+        part = Steps(*(getattr(steps, name)[rows] for name in Steps.__dataclass_fields__))
+        nodes = torch.stack([steps.ell_s[rows - j] for j in range(order)], 1)
+        if new:
+            finite = torch.isfinite(part.h)
+            nodes = torch.cat([nodes, part.ell_t.unsqueeze(1)], 1)
+            weights = rule.weights(prediction, part, nodes, schedule).roll(1, 1)
+            # A step from or to an infinite log(alpha/sigma) has no slope to correct.
+            plain = torch.zeros_like(weights)
+            plain[:, 1] = prediction.total(part)
+            weights = torch.where(finite.unsqueeze(1), weights, plain)
+        else:
+            weights = rule.weights(prediction, part, nodes, schedule)
+        for k, row in zip(rows.tolist(), weights.tolist(), strict=True):
+            table[k] = row
+    return table
+
+
+def _combined(start: Tensor, weights: list[float], values: Any) -> Tensor:
+    """start + the weighted values, start kept."""
+    first, *rest = zip(weights, values, strict=False)
+    x = torch.add(start, first[1], alpha=first[0])
+    for weight, value in rest:
+        x.add_(value, alpha=weight)
+    return x
+
+
+def _combined_(start: Tensor, weights: list[float], values: Any) -> Tensor:
+    """start + the weighted values, in the memory of start."""
+    for weight, value in zip(weights, values, strict=False):
+        start.add_(value, alpha=weight)
+    return start

@@ -1,0 +1,183 @@
+"""The samplers of the literature as members of the exponential family. Each is a short constructor."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...grids import linear_schedule
+from ...sde import Coefficient, Semilinear
+from ..base import Orders
+from .kernel import NoisePrediction
+from .multistep import ExponentialMultistep
+from .rules import Adams, Midpoint, Polynomial, Published3M, UniPC, Variable, in_log_snr, in_time
+from .singlestep import ExponentialSingleStep
+
+
+class DDIM(ExponentialMultistep):
+    r"""DDIM: the data prediction held constant. On the flow it is DDIM, on the reversal with eta = 1 DDPM's step.
+
+    Args:
+        eta: DDIM's own parameter :math:`\eta_D`, instead of the process's stochasticity; in each step
+            :math:`\eta^2 = -\log(1-\eta_D^2(1-e^{-2h}))/2h`. 0 is the flow, 1 DDPM's ancestral step.
+
+    Source: Song et al. 2021, https://arxiv.org/abs/2010.02502.
+    """
+
+    def __init__(self, eta: float | None = None):
+        if eta is not None and not 0 <= eta <= 1:
+            raise ValueError(f"eta = {eta} must lie in [0, 1].")
+        super().__init__(1, stochasticity=eta)
+
+    def eta2(self, process: Semilinear, grid: Tensor) -> Tensor | None:
+        """DDIM's parameter converted, step by step."""
+        if self.stochasticity is None:
+            return None
+        assert isinstance(self.stochasticity, float)
+        h = 0.5 * linear_schedule(process, "DDIM").log_snr(grid).diff()
+        if self.stochasticity in (0.0, 1.0):
+            return torch.full_like(h, self.stochasticity)
+        return -torch.log1p(self.stochasticity**2 * torch.expm1(-2 * h)) / (2 * h)
+
+
+class DPMSolver1(ExponentialMultistep):
+    """DPM-Solver-1: the noise prediction held constant; on the flow the same as DDIM."""
+
+    def __init__(self) -> None:
+        super().__init__(1, prediction=NoisePrediction())
+
+
+class DPMSolver2(ExponentialSingleStep):
+    """DPM-Solver-2: two evaluations a step, noise prediction, order 2.
+
+    Source: Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithm 1.
+    """
+
+    def __init__(self, r: float = 0.5):
+        super().__init__([(r, [0])], [0, 1], 2, prediction=NoisePrediction(), rule=Midpoint())
+
+
+class DPMSolver3(ExponentialSingleStep):
+    """DPM-Solver-3: three evaluations a step, noise prediction, order 3.
+
+    Source: Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithm 2.
+    """
+
+    def __init__(self, r1: float = 1 / 3, r2: float = 2 / 3):
+        super().__init__([(r1, [0]), (r2, [0, 1])], [0, 2], 3, prediction=NoisePrediction())
+
+
+class DPMSolverPP2S(ExponentialSingleStep):
+    """DPM-Solver++ 2S: two evaluations a step, data prediction, order 2.
+
+    Source: Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 1.
+    """
+
+    def __init__(self, r: float = 0.5):
+        super().__init__([(r, [0])], [0, 1], 2, rule=Midpoint())
+
+
+class DPMSolverPP2M(ExponentialMultistep):
+    """DPM-Solver++ 2M, midpoint form: data prediction, order 2. On a reversal with noise it is SDE-DPM-Solver++ 2M.
+
+    Args:
+        lower_final: take the last step with order 1, for few steps.
+
+    Source: Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2.
+    """
+
+    def __init__(self, *, lower_final: bool = False):
+        super().__init__(2, rule=Midpoint(), lower_final=lower_final)
+
+
+class DPMSolverPP3M(ExponentialMultistep):
+    """DPM-Solver++ 3M: data prediction, order 3.
+
+    Args:
+        published: the rule as published, whose second difference lacks a factor 2 and which is of order 2.
+        lower_final: lower the order towards the end.
+
+    Source: Lu et al. 2022, https://arxiv.org/abs/2211.01095, appendix B.
+    """
+
+    def __init__(self, *, published: bool = False, lower_final: bool = False):
+        super().__init__(3, rule=Published3M() if published else Polynomial(), lower_final=lower_final)
+        if published:
+            self.orders = Orders(strong_additive=1.0, weak=1.0, ode=2.0)
+
+
+class DEIS(ExponentialMultistep):
+    """DEIS: the noise prediction polynomial in t (tAB), order 1 to 4.
+
+    Args:
+        order: how many predictions.
+        variable: another variable, such as ``in_noise_level`` (rhoAB).
+
+    Source: Zhang and Chen 2023, https://arxiv.org/abs/2204.13902.
+    """
+
+    def __init__(self, order: int = 3, *, variable: Variable = in_time):
+        super().__init__(order, prediction=NoisePrediction(), rule=Polynomial(variable))
+
+
+class IPNDM(ExponentialMultistep):
+    """Improved PNDM: Adams-Bashforth weights for equal steps on the noise prediction, order 1 to 4.
+
+    Of that order only where steps are equal in sigma/alpha, else of order 2.
+
+    Source: Zhang and Chen 2023, https://arxiv.org/abs/2204.13902, appendix.
+    """
+
+    def __init__(self, order: int = 4):
+        super().__init__(order, prediction=NoisePrediction(), rule=Adams())
+        self.orders = Orders(strong_additive=1.0, weak=1.0, ode=float(min(order, 2)))
+
+
+class UniPCSolver(ExponentialMultistep):
+    """UniPC: predictor of order p and corrector, one evaluation a step, data prediction.
+
+    Args:
+        order: p, 1 to 4.
+        linear: B(h) = h (bh1) instead of bh2.
+        lower_final: lower the order towards the end.
+
+    Source: Zhao et al. 2023, https://arxiv.org/abs/2302.04867.
+    """
+
+    def __init__(self, order: int = 2, *, linear: bool = False, lower_final: bool = False):
+        rule = UniPC(linear=linear)
+        super().__init__(order, rule=rule, corrector=rule, lower_final=lower_final)
+
+
+class SASolver(ExponentialMultistep):
+    r"""SA-Solver: stochastic Adams predictor and corrector, polynomial in :math:`\log(\alpha/\sigma)`, for any eta(t).
+
+    Args:
+        order: of the predictor; the corrector uses as many earlier predictions and the new one.
+        stochasticity: :math:`\tau(t)` of the source, instead of the process's eta.
+
+    Source: Xue et al. 2023, https://arxiv.org/abs/2309.05019.
+    """
+
+    def __init__(self, order: int = 3, *, stochasticity: Coefficient | None = None):
+        super().__init__(order, corrector=Polynomial(in_log_snr), stochasticity=stochasticity)
+
+
+class SEEDS2(ExponentialSingleStep):
+    """SEEDS-2: two evaluations a step with the noise of both stages on one path, noise-free part of order 2.
+
+    Source: Gonzalez et al. 2023, https://arxiv.org/abs/2305.14267.
+    """
+
+    def __init__(self, r: float = 0.5):
+        super().__init__([(r, [0])], [0, 1], 2, rule=Midpoint())
+
+
+class SEEDS3(ExponentialSingleStep):
+    """SEEDS-3: three evaluations a step, noise of all stages on one path, noise-free part of order 3.
+
+    Source: Gonzalez et al. 2023, https://arxiv.org/abs/2305.14267.
+    """
+
+    def __init__(self, r1: float = 1 / 3, r2: float = 2 / 3):
+        super().__init__([(r1, [0]), (r2, [0, 1])], [0, 2], 3)
