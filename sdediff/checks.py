@@ -87,7 +87,7 @@ def as_time(t: Time, x: Tensor, t_max: float = math.inf) -> Tensor:
     if t.device != x.device:
         raise ValueError(f"t is on {t.device} and x on {x.device}: move it with t.to(x.device).")
     if t.device.type == "cpu":
-        _check_range(float(t.min()), float(t.max()), t_max)
+        _check_range(float(t.detach().min()), float(t.detach().max()), t_max)
     t = t.to(torch.promote_types(t.dtype, torch.float32) if t.dtype.is_floating_point else torch.float32)
     return t.reshape(batch, *([1] * (x.ndim - 1)))
 

@@ -71,9 +71,6 @@ class Report:
         """True where every row passed; False for a report without rows, which has shown nothing."""
         return bool(self.rows) and all(row.passed for row in self.rows)
 
-    def __bool__(self) -> bool:
-        return self.passed
-
     def __str__(self) -> str:
         cells = [_HEADER, *(_cells(row) for row in self.rows)]
         widths = [max(len(line[k]) for line in cells) for k in range(len(_HEADER))]
@@ -155,21 +152,14 @@ def judge(panel: Panel, n: int, seed: int, level: float) -> tuple[Row, ...]:
     again = cache(lambda: panel(4 * n, seed + 1_000_003))
     rows = []
     for what, outcome in first.items():
-        passed = retry(outcome.p, lambda what=what: again()[what].p, share)  # type: ignore[misc]
-        if again.cache_info().currsize and _in_doubt(outcome.p, share):
-            outcome = again()[what]
-        effect = outcome.detectable(0.5 * share)
-        rows.append(Row(what, outcome.statistic, outcome.floor, share, outcome.p, effect, outcome.unit, passed))
+        decided, passed = retry(outcome, lambda what=what: again()[what], share)  # type: ignore[misc]
+        effect = decided.detectable(0.5 * share)
+        rows.append(Row(what, decided.statistic, decided.floor, share, decided.p, effect, decided.unit, passed))
     return tuple(rows)
 
 
 _HEADER = ("check", "measured", "noise floor", "p", "limit", "detects", "verdict")
 _REACH = 16  # powers of ten that the plot shows on either side of the limit
-
-
-def _in_doubt(p: float, level: float) -> bool:
-    b = 0.5 * level
-    return b < p <= b + math.sqrt(b)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import torch
@@ -67,6 +67,13 @@ def bonferroni(p: Sequence[float]) -> float:
     return min(1.0, len(p) * min(p))
 
 
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """Several tests of one hypothesis as one: the outcome with the smallest p-value, at its Bonferroni price."""
+    count, chosen = len(outcomes), min(outcomes, key=lambda outcome: outcome.p)
+    p = bonferroni([outcome.p for outcome in outcomes])
+    return replace(chosen, p=p, detectable=lambda level: chosen.detectable(level / count))
+
+
 def z_test(values: Tensor, mean: float = 0.0, *, margin: float = 0.0, scale: float = 1.0, unit: str = "") -> Outcome:
     """Two-sided test of abs(E[values] - mean) <= margin.
 
@@ -109,17 +116,18 @@ def ks_two_sample(x: Tensor, y: Tensor, *, margin: float = 0.0) -> Outcome:
     return Outcome(distance, 0.83 / math.sqrt(n), p, lambda level: margin + _ks_effect(n, level), "in F")
 
 
-def retry(p: float, again: Callable[[], float], level: float) -> bool:
-    r"""Whether a test passes, at false-alarm rate ``level``, given its p-value and a way to repeat it.
+def retry(first: Outcome, again: Callable[[], Outcome], level: float) -> tuple[Outcome, bool]:
+    r"""Whether a test passes at false-alarm rate ``level``, and the outcome that decided it.
 
     With b = level/2: fail at p <= b, pass at p > b + √b, and in between repeat once, on fresh and more samples, and fail at
-    p <= √b. The two ways to fail have probability b each. A true effect hides less easily than from one test at
-    ``level``, for a doubtful case is looked at again with more power.
+    p <= √b. Each of the two ways to fail has probability b. Doubtful cases are looked at again, with more power, instead
+    of being let pass or fail by a hair.
     """
     b = 0.5 * level
-    if p <= b:
-        return False
-    return p > b + math.sqrt(b) or again() > math.sqrt(b)
+    if not b < first.p <= b + math.sqrt(b):
+        return first, first.p > b
+    second = again()
+    return second, second.p > math.sqrt(b)
 
 
 def sign_flip(differences: Tensor, *, flips: int = 9_999, seed: int = 0) -> float:

@@ -1,0 +1,188 @@
+"""The law p_t that a check compares with, in float64."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..densities import Density, Mixture, as_density
+from ..exact import ExactScore
+from ..linear import LinearSDE
+from ..sde import SDE, ScoreLike
+
+
+class Law(ABC):
+    """The law at each time, as a check needs it. Subclass it for a process whose law you know in another way."""
+
+    event_shape: tuple[int, ...]
+    moves: bool = True
+    """True where this is the law of the process at every t, so that its change in time can be checked too."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """log p_t(x) (B,), differentiable in x (B, *event) and, where the law moves, in t (B,)."""
+
+    @abstractmethod
+    def sample(self, n: int, t: float, generator: torch.Generator) -> Tensor:
+        """``n`` exact samples of p_t (n, *event), float64."""
+
+    @property
+    def score(self) -> ScoreLike:
+        """The score of the law, as ``score(x, t)``: by automatic differentiation unless a subclass knows better."""
+        return self._gradient
+
+    def _gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
+        keep = torch.is_grad_enabled() and x.requires_grad
+        with torch.enable_grad():
+            at = x if keep else x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.log_prob(at, t).sum(), at, create_graph=keep)
+        return gradient
+
+    def shadow(self, direction: Tensor, t: float) -> Line | None:
+        """The law of the projection on ``direction`` (D,) in closed form, where there is one."""
+        return None
+
+    def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
+        """Where the law has modes: the probability of each given x_t, (B, K), and their weights (K,).
+
+        The expectation of the first is the second, however much the modes overlap.
+        """
+        return None
+
+
+class Line:
+    """A mixture of normals on the line.
+
+    Args:
+        means, stds, weights: (K,), float64.
+    """
+
+    def __init__(self, means: Tensor, stds: Tensor, weights: Tensor):
+        self.means, self.stds, self.weights = means, stds, weights
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """The distribution function at y (n,)."""
+        z = (y.unsqueeze(-1) - self.means) / self.stds
+        return torch.special.ndtr(z) @ self.weights
+
+    @property
+    def mean(self) -> float:
+        """The expectation."""
+        return float(self.weights @ self.means)
+
+    @property
+    def variance(self) -> float:
+        """The variance."""
+        return float(self.weights @ (self.stds**2 + (self.means - self.mean) ** 2))
+
+
+class Diffused(Law):
+    """What a density becomes under a linear SDE.
+
+    Args:
+        sde: the process.
+        density: the law at t = 0, one with a closed form under it.
+    """
+
+    def __init__(self, sde: LinearSDE, density: Density):
+        self.density = density.to(torch.device("cpu"), torch.float64)
+        self.exact = ExactScore(sde, self.density)
+        self.event_shape = density.event_shape
+
+    def __str__(self) -> str:
+        return f"{type(self.density).__name__} at t = 0, diffused in closed form"
+
+    def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """log p_t."""
+        return self.exact.log_prob(x, t)
+
+    @property
+    def score(self) -> ScoreLike:
+        """The score in closed form."""
+        return self.exact
+
+    def sample(self, n: int, t: float, generator: torch.Generator) -> Tensor:
+        """Exact samples."""
+        return self.exact.sample(n, t, generator=generator)
+
+    def shadow(self, direction: Tensor, t: float) -> Line | None:
+        """A projected mixture is a mixture."""
+        if not isinstance(self.density, Mixture):
+            return None
+        alpha, variance = float(self.exact.sde.alpha(t)), float(self.exact.sde.sigma(t)) ** 2
+        return _projected(self.density, direction, alpha, variance)
+
+    def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
+        """The components of a mixture."""
+        sde = self.exact.sde
+        return _components(self.density, x, sde.alpha(t), sde.sigma(t))
+
+
+class Fixed(Law):
+    """A density taken as the law at whatever time is asked for.
+
+    Args:
+        density: anything with ``log_prob`` and ``sample``.
+    """
+
+    moves = False
+
+    def __init__(self, density: Density):
+        self.density = as_density(density).to(torch.device("cpu"), torch.float64)
+        self.event_shape = self.density.event_shape
+
+    def __str__(self) -> str:
+        return f"{type(self.density).__name__}, taken as the law at the time of the check"
+
+    def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """log p."""
+        return self.density.log_prob(x)
+
+    @property
+    def score(self) -> ScoreLike:
+        """The density's own score."""
+        return lambda x, t: self.density.score(x)
+
+    def sample(self, n: int, t: float, generator: torch.Generator) -> Tensor:
+        """Exact samples."""
+        return self.density.sample(n, generator=generator)
+
+    def shadow(self, direction: Tensor, t: float) -> Line | None:
+        """A projected mixture is a mixture."""
+        return _projected(self.density, direction, 1.0, 0.0) if isinstance(self.density, Mixture) else None
+
+    def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
+        """The components of a mixture."""
+        return _components(self.density, x, torch.ones(()), torch.zeros(()))
+
+
+def law_of(sde: SDE, density: Density | Law) -> Law:
+    """What ``density`` means beside ``sde``.
+
+    Under a linear SDE, a density with a closed form there is the law at t = 0; any other density, and any density under
+    another SDE, is the law at the time of the check. A :class:`Law` is itself.
+    """
+    if isinstance(density, Law):
+        return density
+    density = as_density(density)
+    closed_form = type(density).diffused is not Density.diffused
+    return Diffused(sde, density) if isinstance(sde, LinearSDE) and closed_form else Fixed(density)
+
+
+def _projected(mixture: Mixture, direction: Tensor, alpha: float, variance: float) -> Line:
+    """The law of u·(alpha x + noise) for x of the mixture: per mode, mean alpha u·m and variance alpha² uᵀSu + variance."""
+    u = direction.double()
+    if mixture.basis is None:
+        spread = mixture.variances.squeeze(1) * u.square().sum()
+    else:
+        spread = (mixture.variances * (u @ mixture.basis).square()).sum(1)
+    stds = (alpha**2 * spread + variance * u.square().sum()).sqrt()
+    return Line(alpha * (mixture.means @ u), stds, mixture.weights)
+
+
+def _components(density: Density, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor] | None:
+    if not isinstance(density, Mixture) or len(density.means) == 1:
+        return None
+    return density.diffused(x, alpha, sigma).weights.T, density.weights
