@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from .checks import check_state
 from .grids import Grid
 from .noise import Noise, as_noise
+from .score import condition_rows
 from .sde import SDE
 from .solution import Solution
 from .solve import Callback, Times, check_solver, ends, solve
@@ -84,7 +85,7 @@ def sample(
                 states = prior.from_noise(part.initial((stop - start, *space.event_shape), space.device, space.dtype))
             solution = solve(
                 process, states, solver=solver, t0=t0, t1=t1, steps=steps, dt=dt, grid=grid, save_at=save_at, noise=part,
-                cond=_rows(cond, n, start, stop), progress=progress and size >= n, callback=callback,
+                cond=condition_rows(cond, slice(start, stop), n), progress=progress and size >= n, callback=callback,
                 differentiable=differentiable,
             )  # fmt: skip
             done.append(solution)
@@ -117,17 +118,6 @@ class _Space:
             raise ValueError("The shape of one sample is unknown: pass event_shape=, e.g. event_shape=(2,).")
         device = device or getattr(score, "device", None) or "cpu"
         return _Space(tuple(shape), torch.device(device), dtype or getattr(score, "dtype", None) or torch.float32)
-
-
-def _rows(cond: Any, n: int, start: int, stop: int) -> Any:
-    """The part of a condition that belongs to these samples: tensors with n rows are sliced, in containers too."""
-    if isinstance(cond, Tensor):
-        return cond[start:stop] if cond.ndim > 0 and cond.shape[0] == n else cond
-    if isinstance(cond, dict):
-        return {key: _rows(value, n, start, stop) for key, value in cond.items()}
-    if isinstance(cond, (list, tuple)):
-        return type(cond)(_rows(value, n, start, stop) for value in cond)
-    return cond
 
 
 def _joined(parts: list[Solution], interrupted: bool) -> Solution:

@@ -8,6 +8,7 @@ by :mod:`~sdediff.counting`. Networks become scores in :mod:`~sdediff.prediction
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -89,6 +90,19 @@ class Score(ABC):
         """This score for another linear process, without training it anew; see :class:`Moved`."""
         return Moved(self, sde)
 
+    def rows(self, index: Tensor, batch: int) -> Score:
+        """This score for the samples ``index`` (n,) of a batch alone, for a solver that goes on with some of them.
+
+        By default what a wrapper keeps as ``score`` is asked; a score that holds something per sample overrides this.
+        """
+        wrapped = getattr(self, "score", None)
+        part = wrapped.rows(index, batch) if isinstance(wrapped, Score) else wrapped
+        if part is wrapped:
+            return self
+        bound = copy.copy(self)
+        bound.score = part  # type: ignore[attr-defined]
+        return bound
+
     def _evaluate(self, x: Tensor, t: Time, cond: Any) -> tuple[Any, Any, Any]:
         if self.sde is None:
             if not isinstance(self.form, ScoreForm):
@@ -136,6 +150,10 @@ class Given(Score):
     def to(self, sde: Schedule) -> Score:
         """The moved score under the same condition."""
         return Given(self.score.to(sde), self.cond)
+
+    def rows(self, index: Tensor, batch: int) -> Score:
+        """The score of these samples under their own conditions."""
+        return Given(self.score.rows(index, batch), condition_rows(self.cond, index, batch))
 
 
 class Moved(Score):
@@ -244,6 +262,17 @@ def _counted(score: Score, x: Tensor, t: Tensor, cond: Any) -> Tensor:
     p = score.predict(x, t, cond)
     counting.seen(x.shape[0], since)
     return p
+
+
+def condition_rows(cond: Any, index: Tensor | slice, batch: int) -> Any:
+    """The part of a condition that belongs to these samples: tensors with one row per sample, in containers too."""
+    if isinstance(cond, Tensor):
+        return cond[index] if cond.ndim > 0 and cond.shape[0] == batch else cond
+    if isinstance(cond, dict):
+        return {key: condition_rows(value, index, batch) for key, value in cond.items()}
+    if isinstance(cond, (list, tuple)):
+        return type(cond)(condition_rows(value, index, batch) for value in cond)
+    return cond
 
 
 def as_score(score: Score | Callable[..., Tensor], sde: Schedule | None = None) -> Score:

@@ -97,6 +97,10 @@ class SDE(ABC):
             "e.g. sample(process, n, x=...)."
         )
 
+    def rows(self, index: Tensor, batch: int) -> SDE:
+        """This process for the samples ``index`` (n,) of a batch alone; one that holds something per sample overrides this."""
+        return self
+
     def reverse(
         self, score: ScoreLike, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
     ) -> SDE:
@@ -159,6 +163,15 @@ class Reversal(SDE):
         """This reversal with ``cond=`` passed to every evaluation of its score."""
         bound = copy.copy(self)
         bound.score = Given(self.score, cond)
+        return bound
+
+    def rows(self, index: Tensor, batch: int) -> Self:
+        """This reversal with its score and its process restricted to these samples."""
+        score, sde = self.score.rows(index, batch), self.sde.rows(index, batch)
+        if score is self.score and sde is self.sde:
+            return self
+        bound = copy.copy(self)
+        bound.score, bound.sde = score, sde
         return bound
 
     def prior(self, event_shape: tuple[int, ...]) -> Any:

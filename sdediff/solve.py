@@ -153,7 +153,7 @@ class _Run:
         wanted = outer[1:] if self.save_at is None else saved_times(self.save_at, self.t0, self.t1)
         every = torch.unique(torch.cat([outer, wanted]))
         every = every.flip(0) if self.t1 < self.t0 else every
-        out = solver.integrate(self.process, self.x, Interval(every, step, self.noise.integer, self.differentiable))
+        out = solver.integrate(self.process, self.x, Interval(every, step, self.noise, self.differentiable))
         for t, state in zip(every.tolist(), out.states, strict=True):
             if not _finite(state):
                 _raise_non_finite(None, t, state, None)

@@ -9,22 +9,38 @@ To write a one-step solver:
 4. Set ``requires`` if the solver needs more than an SDE, and the ``orders`` you claim.
 
 A solver that can do work once for the whole grid, or that remembers earlier steps, overrides :meth:`Solver.prepare`
-instead. A backend that takes the whole interval subclasses :class:`Integrator`.
+instead; one that remembers says what by returning :class:`Remembering`. A backend that takes the whole interval subclasses
+:class:`Integrator`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..noise import Stream
+from ..noise import Noise, Stream
 from ..sde import SDE
 
 Advance = Callable[[int, Tensor], Tensor]
 """``advance(k, x)``: the state at node k + 1 from the state x at node k."""
+
+
+class Remembering:
+    """An ``advance`` that remembers earlier steps, with the lists it does so in, for whoever has to repeat a step.
+
+    Args:
+        advance: the function.
+        memory: lists or deques of tensors that, with x, decide what it does next.
+    """
+
+    def __init__(self, advance: Advance, *memory: MutableSequence[Tensor]):
+        self.advance, self.memory = advance, memory
+
+    def __call__(self, k: int, x: Tensor) -> Tensor:
+        return self.advance(k, x)
 
 
 @dataclass(frozen=True)
@@ -88,13 +104,13 @@ class Interval:
     Args:
         times: where states are wanted, float64 on the host, monotone; the first is where x is.
         dt: the largest step, for an integrator with fixed steps.
-        seed: called by one that draws its own random numbers.
+        noise: where random numbers come from; ``noise.integer()`` is a seed for a backend that draws its own.
         differentiable: keep the graph.
     """
 
     times: Tensor
     dt: float | None
-    seed: Callable[[], int]
+    noise: Noise
     differentiable: bool
 
 

@@ -53,7 +53,7 @@ class TorchSDE(Integrator):
             size=system.noise_size,
             dtype=x.dtype,
             device=x.device,
-            entropy=interval.seed(),
+            entropy=interval.noise.integer(),
             dt=interval.dt,
             levy_area_approximation=self._levy,
         )
