@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,9 +54,7 @@ class Power(Grid):
 
     def __init__(self, steps: int, power: float):
         super().__init__(steps)
-        if not 0 < power < math.inf:
-            raise ValueError(f"power = {power} must be positive.")
-        self.power = power
+        self.power = _positive("power", power)
 
     def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
         """Uniform in t^(1/p)."""
@@ -72,36 +70,78 @@ class Quadratic(Power):
 
 
 class LogSNR(Grid):
-    """Equal steps in the log signal-to-noise ratio of a linear process, both ends of which must be finite."""
+    """Equal steps in the log signal-to-noise ratio of a linear process.
+
+    Where alpha vanishes at the noise end, the first step leads to sigma/alpha = ``top`` and the others follow from there.
+
+    Args:
+        steps: N.
+        top: the noise level after the first step, where that at its start is infinite.
+    """
+
+    def __init__(self, steps: int, *, top: float = 100.0):
+        super().__init__(steps)
+        self.top = _positive("top", top)
 
     def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
         """Uniform in log SNR."""
-        schedule = linear_schedule(process, "LogSNR")
-        a, b = (_finite_log_snr(schedule, t) for t in (t0, t1))
-        return schedule.time_of(a + (b - a) * self._ramp())
+        return _in_level(process, t0, t1, self.steps, self.top, torch.log, torch.exp)
 
 
 class Karras(Grid):
     r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}`, for any linear process.
 
+    Where alpha vanishes at the noise end, the first step leads to sigma/alpha = ``top`` and the others follow from there.
+
     Args:
         steps: N.
         rho: 7 in the source.
+        top: the noise level after the first step, where that at its start is infinite.
 
     Source: Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5.
     """
 
-    def __init__(self, steps: int, rho: float = 7.0):
+    def __init__(self, steps: int, rho: float = 7.0, *, top: float = 100.0):
         super().__init__(steps)
-        if not 0 < rho < math.inf:
-            raise ValueError(f"rho = {rho} must be positive.")
-        self.rho = rho
+        self.rho, self.top = _positive("rho", rho), _positive("top", top)
 
     def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
         """Uniform in (sigma/alpha)^(1/rho)."""
-        schedule = linear_schedule(process, "Karras")
-        a, b = (math.exp(-0.5 * _finite_log_snr(schedule, t) / self.rho) for t in (t0, t1))
-        return schedule.time_of(-2 * self.rho * torch.log(a + (b - a) * self._ramp()))
+        return _in_level(process, t0, t1, self.steps, self.top, lambda u: u ** (1 / self.rho), lambda v: v**self.rho)
+
+
+def _in_level(
+    process: SDE,
+    t0: float,
+    t1: float,
+    steps: int,
+    top: float,
+    to: Callable[[Tensor], Tensor],
+    back: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Nodes uniform in ``to(sigma/alpha)``."""
+    schedule = linear_schedule(process, "A grid in the noise level")
+    ends = torch.tensor([t0, t1], dtype=torch.float64)
+    level = torch.exp(-0.5 * schedule.log_snr(ends))
+    infinite = torch.isinf(level).tolist()
+    level[level.isinf()] = top
+    values, count = to(level), steps - sum(infinite)
+    if count < 1:
+        raise ValueError(f"steps = {steps}: with alpha = 0 at an end of the solve this grid needs at least 2 steps.")
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"The noise level is 0 at t = {min(t0, t1):g}, where this grid has no end: stop earlier, e.g. at "
+            f"t = {max(schedule.t_min, 1e-3 * schedule.t_max):g}, or use Karras."
+        )
+    ramp = torch.linspace(0, 1, count + 1, dtype=torch.float64)
+    inner = schedule.time_of(-2 * torch.log(back(values[0] + (values[1] - values[0]) * ramp)))
+    return torch.cat([*([ends[:1]] if infinite[0] else []), inner, *([ends[1:]] if infinite[1] else [])])
+
+
+def _positive(name: str, value: float) -> float:
+    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+        raise ValueError(f"{name} = {value!r} must be a positive finite number.")
+    return float(value)
 
 
 def linear_schedule(process: SDE, what: str) -> Any:
@@ -110,16 +150,6 @@ def linear_schedule(process: SDE, what: str) -> Any:
     if not hasattr(schedule, "time_of"):
         raise TypeError(f"{what} needs a linear process or its reversal, got {type(process).__name__}: use Uniform.")
     return schedule
-
-
-def _finite_log_snr(schedule: Any, t: float) -> float:
-    value = float(schedule.log_snr(t))
-    if not math.isfinite(value):
-        raise ValueError(
-            f"The log signal-to-noise ratio is {value} at t = {t:g}: a grid in it must end where it is finite, e.g. at "
-            f"t = {max(schedule.t_min, 1e-3 * schedule.t_max):g} or {schedule.t_max * (1 - 1e-3):g}."
-        )
-    return value
 
 
 def check_steps(steps: object) -> int:

@@ -41,6 +41,7 @@ def sample(
     cond: Any = None,
     progress: bool = False,
     callback: Callback | None = None,
+    denoise: bool = False,
     differentiable: bool = False,
 ) -> Solution:
     """Draw ``n`` samples of ``process``: starting states from its prior, then :func:`solve`, batch by batch.
@@ -86,7 +87,7 @@ def sample(
             solution = solve(
                 process, states, solver=solver, t0=t0, t1=t1, steps=steps, dt=dt, grid=grid, save_at=save_at, noise=part,
                 cond=condition_rows(cond, slice(start, stop), n), progress=progress and size >= n, callback=callback,
-                differentiable=differentiable,
+                denoise=denoise, differentiable=differentiable,
             )  # fmt: skip
             done.append(solution)
             bar.update(stop - start)
@@ -140,4 +141,5 @@ def _joined(parts: list[Solution], interrupted: bool) -> Solution:
     if interrupted:
         stats["interrupted"] = True
     xs = torch.cat([part.xs for part in parts], 1) if len(parts) > 1 else parts[0].xs
-    return Solution(xs[-1], parts[0].ts, xs, stats)
+    x = torch.cat([part.x for part in parts]) if len(parts) > 1 else parts[0].x
+    return Solution(x, parts[0].ts, xs, stats)

@@ -42,6 +42,8 @@ class Score(ABC):
     form: Form = ScoreForm()
     sde: Any = None
     """The linear process whose alpha and sigma translate between the forms; None for a bare score."""
+    guidance: float = 1.0
+    """The weight of guidance in it; solvers lower their order where it is strong."""
     event_shape: tuple[int, ...] | None = None
     device: Any = None
     dtype: torch.dtype | None = None
@@ -140,7 +142,7 @@ class Given(Score):
 
     def __init__(self, score: Score, cond: Any):
         self.score, self.cond = score, cond
-        self.form, self.sde = score.form, score.sde
+        self.form, self.sde, self.guidance = score.form, score.sde, score.guidance
         self.event_shape, self.device, self.dtype = score.event_shape, score.device, score.dtype
 
     def predict(self, x: Tensor, t: Tensor, cond: Any) -> Any:
@@ -238,7 +240,7 @@ class ClassifierFree(Score):
 
     def __init__(self, score: Score, weight: float, null: Any):
         self.score, self.weight, self.null = score, weight, null
-        self.form, self.sde = score.form, score.sde
+        self.form, self.sde, self.guidance = score.form, score.sde, weight
         self.event_shape, self.device, self.dtype = score.event_shape, score.device, score.dtype
 
     def predict(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:

@@ -17,7 +17,7 @@ from .checks import check_finite, check_state
 from .errors import NonFiniteError
 from .grids import Grid, check_steps, resolve, saved_times
 from .noise import Noise, as_noise
-from .sde import SDE, Reversal
+from .sde import SDE, Reversal, Semilinear
 from .solution import Solution
 from .solvers import Integrator, Interval, Method, Solver
 
@@ -42,6 +42,7 @@ def solve(
     cond: Any = None,
     progress: bool = False,
     callback: Callback | None = None,
+    denoise: bool = False,
     differentiable: bool = False,
 ) -> Solution:
     """Follow ``process`` from ``x`` at ``t0`` to ``t1``.
@@ -60,6 +61,8 @@ def solve(
         cond: a condition for the score: a tensor (B, ...) or anything the score understands.
         progress: show a bar once the solve has taken two seconds.
         callback: called as ``callback(k, t, x)`` after each step of a fixed-step solver.
+        denoise: end with the data prediction E[x_0 | x] at ``t1``, at one more evaluation. That is a mean, not a sample: it
+            takes out the last noise of an image, and spread that belongs to a distribution.
         differentiable: keep the graph.
 
     Returns:
@@ -88,10 +91,11 @@ def solve(
             times, states, stats = run.fixed(
                 solver, resolve(process, t0, t1, steps=steps, dt=dt, grid=grid, save_at=save_at)
             )
+        x = _denoised(process, states[-1], t1) if denoise else states[-1]
     nfe = stats.pop("nfe", None)
     counts = {"nfe": _per_sample(tally.rows, x.shape[0]) if nfe is None else nfe, "score_calls": tally.calls}
     stats = counts | stats | {"seconds": time.perf_counter() - started}
-    return Solution(states[-1], times, torch.stack(states), stats)
+    return Solution(x, times, torch.stack(states), stats)
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,14 @@ def _check_coupling(solver: Method, noise: Noise) -> None:
             f"{type(solver).__name__} couples the samples of a batch, so PerSample noise cannot make them independent of it: "
             "use a fixed-step solver, or seed=."
         )
+
+
+def _denoised(process: SDE, x: Tensor, t: float) -> Tensor:
+    if not isinstance(process, Semilinear):
+        raise ValueError(
+            "denoise=True needs the reversal of a linear process: only there is E[x_0 | x] known from a score."
+        )
+    return process.score.data(x, t)
 
 
 def _given(process: SDE, cond: Any, batch: int) -> SDE:

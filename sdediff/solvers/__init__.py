@@ -3,16 +3,51 @@
 from .affine import Ancestral, EulerMaruyama, ExactTransition, ReverseDiffusion
 from .base import Advance, Integrator, Interval, Method, Orders, Solver, Trajectory
 from .corrector import Langevin, PredictorCorrector
+from .edm import EDMHeun
+from .exponential import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    SEEDS2,
+    SEEDS3,
+    DPMSolver1,
+    DPMSolver2,
+    DPMSolver3,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    ExponentialAdams,
+    ExponentialMultistep,
+    ExponentialSingleStep,
+    SASolver,
+    UniPCSolver,
+)
+from .restart import Restart
 from .runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from .scipy import Scipy
 from .torchsde import TorchSDE
 
 __all__ = [
+    "DDIM",
+    "DEIS",
+    "IPNDM",
     "RK4",
+    "SEEDS2",
+    "SEEDS3",
     "Advance",
     "Ancestral",
+    "DPMSolver1",
+    "DPMSolver2",
+    "DPMSolver3",
+    "DPMSolverPP2M",
+    "DPMSolverPP2S",
+    "DPMSolverPP3M",
+    "EDMHeun",
     "EulerMaruyama",
     "ExactTransition",
+    "ExponentialAdams",
+    "ExponentialMultistep",
+    "ExponentialSingleStep",
     "Heun",
     "Integrator",
     "Interval",
@@ -21,10 +56,13 @@ __all__ = [
     "Midpoint",
     "Orders",
     "PredictorCorrector",
+    "Restart",
     "ReverseDiffusion",
     "RungeKutta",
+    "SASolver",
     "Scipy",
     "Solver",
     "TorchSDE",
     "Trajectory",
+    "UniPCSolver",
 ]

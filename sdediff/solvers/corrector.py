@@ -40,6 +40,8 @@ class Langevin:
         scores = process.score.along(times)
 
         def correct(k: int, x: Tensor) -> Tensor:
+            if sizes[k] == 0:  # no noise left to correct, and a score there may be infinite
+                return x
             for _ in range(self.steps):
                 x = torch.add(x, scores[k](x), alpha=sizes[k]).add_(noise.normal(), alpha=spreads[k])
             return x

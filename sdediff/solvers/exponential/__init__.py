@@ -1,6 +1,6 @@
 """The exponential family: one mechanism, named presets."""
 
-from .kernel import DataPrediction, NoisePrediction, Prediction
+from .kernel import Held, HeldData, HeldNoise
 from .multistep import ExponentialMultistep
 from .presets import (
     DDIM,
@@ -14,10 +14,11 @@ from .presets import (
     DPMSolverPP2M,
     DPMSolverPP2S,
     DPMSolverPP3M,
+    ExponentialAdams,
     SASolver,
     UniPCSolver,
 )
-from .rules import Adams, Midpoint, Polynomial, Published3M, Rule, UniPC, in_log_snr, in_noise_level, in_time
+from .rules import Adams, Midpoint, Polynomial, Published3M, Rule, UniPC, in_log_snr, in_noise_level, in_power, in_time
 from .singlestep import ExponentialSingleStep
 
 __all__ = [
@@ -33,13 +34,14 @@ __all__ = [
     "DPMSolverPP2M",
     "DPMSolverPP2S",
     "DPMSolverPP3M",
-    "DataPrediction",
+    "ExponentialAdams",
     "ExponentialMultistep",
     "ExponentialSingleStep",
+    "Held",
+    "HeldData",
+    "HeldNoise",
     "Midpoint",
-    "NoisePrediction",
     "Polynomial",
-    "Prediction",
     "Published3M",
     "Rule",
     "SASolver",
@@ -47,5 +49,6 @@ __all__ = [
     "UniPCSolver",
     "in_log_snr",
     "in_noise_level",
+    "in_power",
     "in_time",
 ]

@@ -53,7 +53,7 @@ class Steps:
         return self.ell_t - self.ell_s
 
 
-class Prediction(ABC):
+class Held(ABC):
     """What is held polynomial, and how it enters the step."""
 
     view: View
@@ -79,7 +79,7 @@ class Prediction(ABC):
         return ((self.weight(steps, v) * dv).unsqueeze(-1) * values).sum(1)
 
 
-class DataPrediction(Prediction):
+class HeldData(Held):
     """The data prediction is held polynomial."""
 
     view = staticmethod(Score.data)
@@ -98,7 +98,7 @@ class DataPrediction(Prediction):
         return steps.alpha_t.unsqueeze(-1) * rate * torch.exp(-rate * v)
 
 
-class NoisePrediction(Prediction):
+class HeldNoise(Held):
     """The noise prediction is held polynomial."""
 
     view = staticmethod(Score.noise)

@@ -18,7 +18,7 @@ from ...noise import Stream
 from ...sde import SDE, Coefficient, Semilinear, check_coefficient, evaluate
 from ..affine import check_coefficients
 from ..base import Advance, Orders, Solver
-from .kernel import DataPrediction, Prediction, Steps, steps_of
+from .kernel import Held, HeldData, Steps, steps_of
 from .rules import Polynomial, Rule
 
 _STRONG_GUIDANCE = 3.0
@@ -47,7 +47,7 @@ class ExponentialMultistep(Solver):
         self,
         order: int = 2,
         *,
-        prediction: Prediction | None = None,
+        prediction: Held | None = None,
         rule: Rule | None = None,
         corrector: Rule | None = None,
         corrector_order: int | None = None,
@@ -57,7 +57,7 @@ class ExponentialMultistep(Solver):
         for name, value in (("order", order), ("corrector_order", corrector_order or 1)):
             if value not in (1, 2, 3, 4):
                 raise ValueError(f"{name} = {value!r} must be 1, 2, 3 or 4.")
-        self.order, self.prediction, self.rule = order, prediction or DataPrediction(), rule or Polynomial()
+        self.order, self.prediction, self.rule = order, prediction or HeldData(), rule or Polynomial()
         self.corrector, self.corrector_order = corrector, corrector_order or order
         self.lower_final = lower_final
         self.stochasticity = None if stochasticity is None else check_coefficient(stochasticity, "stochasticity")
@@ -95,7 +95,7 @@ class ExponentialMultistep(Solver):
             corrector = _weights(self.corrector, self.prediction, steps, held, process.sde, new=True)
         predict = process.score.along(grid[:-1], self.prediction.view)
         nodes, a, c = grid.tolist(), linear.tolist(), spread.tolist()
-        past: deque[Tensor] = deque(maxlen=max(orders + [self.corrector_order]))  # newest first
+        past: deque[Tensor] = deque(maxlen=max([*orders, self.corrector_order]))  # newest first
         base: list[Tensor] = []  # the linear part and noise of the last step
 
         def advance(k: int, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class ExponentialMultistep(Solver):
     def _orders(self, process: Semilinear, steps: Steps) -> list[int]:
         """The order of each step: what history, finite nodes and guidance allow."""
         most = self.order
-        guidance = getattr(process.score, "guidance", 1.0)
+        guidance = process.score.guidance
         if most > 2 and abs(guidance) >= _STRONG_GUIDANCE:
             warnings.warn(
                 f"Guidance of weight {guidance:g} makes high orders unstable: order {most} is lowered to 2. Ask for order 2, "
@@ -136,7 +136,7 @@ class ExponentialMultistep(Solver):
 
 
 def _weights(
-    rule: Rule, prediction: Prediction, steps: Steps, orders: list[int], schedule: Any, new: bool = False
+    rule: Rule, prediction: Held, steps: Steps, orders: list[int], schedule: Any, new: bool = False
 ) -> list[list[float]]:
     """The rule's weights for each step, newest node first; with ``new`` the end of the step is a node, put first."""
     table: list[list[float]] = [[] for _ in orders]

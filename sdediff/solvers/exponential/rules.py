@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernel import Prediction, Steps, quadrature
+from .kernel import Held, Steps, quadrature
 
 Variable = Callable[[Any, Tensor], Tensor]
 """A monotone function of (schedule, ell): what a prediction is taken to be polynomial in."""
@@ -30,6 +30,11 @@ def in_noise_level(schedule: Any, ell: Tensor) -> Tensor:
     return torch.exp(-ell)
 
 
+def in_power(power: float) -> Variable:
+    """Polynomial in (sigma/alpha)^power: between log(alpha/sigma) (power to 0) and sigma/alpha (power 1)."""
+    return lambda schedule, ell: torch.exp(-power * ell)
+
+
 def in_time(schedule: Any, ell: Tensor) -> Tensor:
     """Polynomial in t."""
     return schedule.time_of(2 * ell)
@@ -39,7 +44,7 @@ class Rule(ABC):
     """Weights of the predictions at K nodes for each of N steps."""
 
     @abstractmethod
-    def weights(self, prediction: Prediction, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
+    def weights(self, prediction: Held, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
         """(N, K) for nodes (N, K) in log(alpha/sigma); column 0 is the start of the step."""
 
 
@@ -53,7 +58,7 @@ class Polynomial(Rule):
     def __init__(self, variable: Variable = in_log_snr):
         self.variable = variable
 
-    def weights(self, prediction: Prediction, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
+    def weights(self, prediction: Held, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
         """The integrals of the Lagrange polynomials."""
         if nodes.shape[1] == 1:
             return prediction.total(steps).unsqueeze(-1)
@@ -68,7 +73,7 @@ class Midpoint(Rule):
     The rule of DPM-Solver-2 and of DPM-Solver++ 2M in its midpoint form.
     """
 
-    def weights(self, prediction: Prediction, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
+    def weights(self, prediction: Held, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
         """The line's value at the middle."""
         _at_most(nodes, 2, self)
         middle = 0.5 * (steps.ell_s + steps.ell_t).unsqueeze(-1)
@@ -87,7 +92,7 @@ class UniPC(Rule):
     def __init__(self, *, linear: bool = False):
         self.linear = linear
 
-    def weights(self, prediction: Prediction, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
+    def weights(self, prediction: Held, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
         """Exact weights, or those of the B(h) rule."""
         if nodes.shape[1] != 2:
             return Polynomial().weights(prediction, steps, nodes, schedule)
@@ -104,7 +109,7 @@ class Published3M(Rule):
     Source: Lu et al. 2022, https://arxiv.org/abs/2211.01095, appendix; the corrected rule is :class:`Polynomial`.
     """
 
-    def weights(self, prediction: Prediction, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
+    def weights(self, prediction: Held, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
         """Polynomial up to two nodes (midpoint), the published differences for three."""
         if nodes.shape[1] < 3:
             return Midpoint().weights(prediction, steps, nodes, schedule)
@@ -130,7 +135,7 @@ class Adams(Rule):
 
     _BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
-    def weights(self, prediction: Prediction, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
+    def weights(self, prediction: Held, steps: Steps, nodes: Tensor, schedule: Any) -> Tensor:
         """The weight's integral times the classical weights."""
         _at_most(nodes, 4, self)
         classical = torch.tensor(self._BASHFORTH[nodes.shape[1] - 1], dtype=nodes.dtype)

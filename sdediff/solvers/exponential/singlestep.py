@@ -16,7 +16,7 @@ from ...noise import Stream
 from ...sde import SDE, Semilinear
 from ..affine import check_coefficients
 from ..base import Advance, Orders, Solver
-from .kernel import DataPrediction, Prediction, Steps, steps_of
+from .kernel import Held, HeldData, Steps, steps_of
 from .rules import Polynomial, Rule
 
 
@@ -41,11 +41,11 @@ class ExponentialSingleStep(Solver):
         last: Sequence[int],
         order: int,
         *,
-        prediction: Prediction | None = None,
+        prediction: Held | None = None,
         rule: Rule | None = None,
     ):
         self.stages, self.last = [(r, list(uses)) for r, uses in stages], list(last)
-        self.prediction, self.rule = prediction or DataPrediction(), rule or Polynomial()
+        self.prediction, self.rule = prediction or HeldData(), rule or Polynomial()
         self.orders = Orders(strong_additive=1.0, weak=1.0, ode=float(order))
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:

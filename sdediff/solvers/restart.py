@@ -1,0 +1,77 @@
+"""Restart sampling: go back up by adding noise, come down again by the flow, several times.
+
+The forward jump contracts the error made so far; the way down is as cheap as any ODE solve.
+
+Source: Xu et al. 2023, https://arxiv.org/abs/2306.14878.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..grids import Grid
+from ..noise import Stream
+from ..sde import SDE, Semilinear
+from .base import Advance, Solver
+
+
+class Restart(Solver):
+    """Another solver, with restarts between two times.
+
+    Args:
+        solver: solves the flow, on the way down and in the restarts.
+        low, high: the times between which to restart; ``low`` is moved to the nearest node that the solve reaches.
+        inner: the grid of one way down from ``high`` to ``low``.
+        repeats: how many restarts.
+
+    Raises:
+        ValueError: the interval is empty or outside the solve, or there is no repeat.
+    """
+
+    requires = Semilinear
+    instead = "use Heun for another ODE"
+
+    def __init__(self, solver: Solver, *, low: float, high: float, inner: Grid, repeats: int = 1):
+        if not low < high:
+            raise ValueError(f"low = {low:g} must lie below high = {high:g}.")
+        if repeats < 1:
+            raise ValueError(f"repeats = {repeats}: give at least one, or use the solver alone.")
+        self.solver, self.low, self.high, self.inner, self.repeats = solver, low, high, inner, repeats
+        self.orders, self.couples_samples = solver.orders, solver.couples_samples
+
+    def check(self, process: SDE) -> None:
+        """The restarts bring the noise, so the process must be the flow."""
+        super().check(process)
+        self.solver.check(process)
+        if process.direction != 0:
+            raise ValueError("Restart adds its own noise to the flow: solve sde.probability_flow(score).")
+
+    def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
+        """The way down, and the restarts after the node nearest to ``low``."""
+        assert isinstance(process, Semilinear)
+        if not grid[-1] <= self.low < self.high <= grid[0]:
+            raise ValueError(
+                f"Restarts between {self.low:g} and {self.high:g} lie outside the solve from {grid[0]:g} to {grid[-1]:g}."
+            )
+        reached = 1 + int((grid[1:] - self.low).abs().argmin())
+        low = float(grid[reached])
+        nodes = self.inner.nodes(process, self.high, low)
+        nodes[0], nodes[-1] = self.high, low
+        jump = process.sde.transition(torch.tensor(low, dtype=grid.dtype), torch.tensor(self.high, dtype=grid.dtype))
+        scale, std = float(jump.scale), float(jump.variance) ** 0.5
+        outer = self.solver.prepare(process, grid, noise)
+        later = self.solver.prepare(process, grid[reached:], noise) if reached < len(grid) - 1 else outer
+
+        def advance(k: int, x: Tensor) -> Tensor:
+            if k >= reached:
+                return later(k - reached, x)
+            x = outer(k, x)
+            for _ in range(self.repeats if k + 1 == reached else 0):
+                x = torch.mul(x, scale).add_(noise.normal(), alpha=std)
+                down = self.solver.prepare(process, nodes, noise)
+                for j in range(len(nodes) - 1):
+                    x = down(j, x)
+            return x
+
+        return advance
