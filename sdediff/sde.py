@@ -205,7 +205,8 @@ class Reverse(Reversal):
         self, score: ScoreLike | None = None, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
     ) -> SDE:
         """The reversal of a reversal. With the same score (or none given) that is the original process."""
-        same = score is None or score is self.score or score is getattr(self.score, "function", None)
+        # == and not `is`: a bound method is made anew each time it is named
+        same = score is None or score is self.score or score == getattr(self.score, "function", None)
         if same and diffusion is None and _is_one(stochasticity) and _is_one(self.stochasticity):
             return self.sde
         return super().reverse(self.score if score is None else score, stochasticity, diffusion=diffusion)
