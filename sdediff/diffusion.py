@@ -14,6 +14,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from .autodiff import leaf, recording
+
 
 @dataclass(frozen=True)
 class Diagonal:
@@ -128,8 +130,8 @@ def _checked_dense(matrix: Tensor, x: Tensor, what: str) -> Dense:
 def gram_divergence(g: Callable[[Tensor], Diffusion], x: Tensor) -> Tensor:
     r""":math:`\nabla\cdot(GG^\top)` of a diffusion given as a function of the state; 0 where it ignores the state."""
     keep = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        at = x if keep else x.detach().requires_grad_()
+    with recording():
+        at = x if keep else leaf(x)
         divergence = g(at).gram_divergence(at)
     return divergence if keep else divergence.detach()
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .autodiff import leaf, recording
 from .checks import Time, as_time, check_state, float64, time_dtype
 from .diffusion import Diagonal, Diffusion
 from .gaussian import Gaussian
@@ -67,7 +68,7 @@ class LinearSDE(Linear):
 
     def diffusion_coefficient(self, t: Tensor) -> Tensor:
         r""":math:`g(t) = \sqrt{(\sigma^2)' - 2a\sigma^2}`."""
-        square = derivative(self.variance, t) - 2 * derivative(self.log_alpha, t) * self.variance(t)
+        square = derivative(self.variance, t) - 2 * self.drift_coefficient(t) * self.variance(t)
         return torch.sqrt(square.clamp_min(0))
 
     # ---- the process ------------------------------------------------------------------------------------------
@@ -264,8 +265,8 @@ def _affine_drift(a: float, b: float, score: Callable[[Tensor], Tensor], x: Tens
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """d function/dt of an elementwise function, by automatic differentiation; differentiable where t is."""
     keep = torch.is_grad_enabled() and t.requires_grad
-    with torch.enable_grad():
-        at = t if keep else t.detach().requires_grad_()
+    with recording():
+        at = t if keep else leaf(t)
         value = function(at)
         if not (isinstance(value, Tensor) and value.requires_grad):
             return torch.zeros_like(t)

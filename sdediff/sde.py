@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from .autodiff import usable
 from .checks import Time, as_time, check_like, check_state, float64
 from .diffusion import Diagonal, Diffusion, as_diffusion, gram_divergence
 from .score import Given, Score, as_score
@@ -88,7 +89,8 @@ class SDE(ABC):
 
     def gram_divergence(self, x: Tensor, t: Time) -> Tensor:
         r""":math:`\nabla\cdot(GG^\top)`, of x's shape: 0 for additive noise, else by automatic differentiation."""
-        return gram_divergence(lambda at: self.diffusion(at, t), x)
+        t = as_time(t, check_state(x), self.t_max)
+        return gram_divergence(lambda at: self.diffusion(at, usable(t)), x)
 
     def prior(self, event_shape: tuple[int, ...]) -> Any:
         """The law at ``t_max`` where it is known; a general SDE has none."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from ..autodiff import leaf, recording
 from ..checks import check_like, check_state
 
 
@@ -43,8 +44,8 @@ class Density(ABC):
     def score(self, x: Tensor) -> Tensor:
         r""":math:`\nabla_x\log p(x)`, of x's shape; by automatic differentiation unless a subclass knows better."""
         keep = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            at = x if keep else x.detach().requires_grad_()
+        with recording():
+            at = x if keep else leaf(x)
             (gradient,) = torch.autograd.grad(self.log_prob(at).sum(), at, create_graph=keep)
         return check_like(gradient, x, "the score")
 
