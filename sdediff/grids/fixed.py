@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .sde import SDE
+from ..sde import SDE
 
 
 class Grid(ABC):
