@@ -32,6 +32,19 @@ class Stream(ABC):
         """The Brownian increment of the step from s to t, N(0, |t - s|)."""
         return self.unit(s, t, shape) * abs(t - s) ** 0.5
 
+    def with_integral(self, s: float, t: float, shape: torch.Size | None = None) -> tuple[Tensor, Tensor]:
+        r"""The increment of the step from s to t, and its integral over the step as one that starts at s sees it.
+
+        With :math:`B_u` the noise that has come in when u of the step's length :math:`h = |t - s|` has passed,
+
+        .. math:: \Delta W = B_h \sim \mathcal N(0, h), \qquad \Delta Z = \int_0^h B_u\,du = \tfrac h2\Delta W + hH,
+
+        on either clock; the space-time area :math:`H \sim \mathcal N(0, h/12)` is independent of :math:`\Delta W`.
+        """
+        h = abs(t - s)
+        dw = self.increment(s, t, shape)
+        return dw, torch.add(0.5 * h * dw, self.normal(shape), alpha=h * (h / 12) ** 0.5)
+
 
 class Noise(ABC):
     """A recipe for streams. Opening the same recipe twice gives the same numbers unless it says otherwise."""
@@ -196,6 +209,8 @@ def as_noise(x_device: torch.device, seed: int | None, generator: torch.Generato
         if not isinstance(noise, Noise):
             raise TypeError(f"noise must be a Noise such as PerSample(seeds), got {type(noise).__name__}.")
         return noise
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}: a number is seed=.")
     if generator is None:
         host = x_device.type == "meta"
         if seed is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import mpmath
 import numpy as np
@@ -327,7 +328,7 @@ def test_exact_transition_gives_the_kernel(sde, closed):
     end = 0.9 * sde.t_max
     times = torch.linspace(0, end, 8, dtype=torch.float64)
     scale, variance = 1.0, 0.0
-    for s, t in zip(times, times[1:], strict=False):
+    for s, t in pairwise(times):
         step = sde.transition(s, t)
         scale, variance = scale * float(step.scale), variance * float(step.scale) ** 2 + float(step.variance)
     assert scale == pytest.approx(float(sde.alpha(end)), rel=1e-12)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def uneven(case: Case, n: int) -> list[float]:
 def composed(recursion: Recursion, truth: Truth, nodes: list[float]) -> tuple[float, float, np.ndarray]:
     """A, c and all k_j of the whole recursion."""
     scale, shift, gains = 1.0, 0.0, np.zeros(0)
-    for s, t in zip(nodes, nodes[1:], strict=False):
+    for s, t in pairwise(nodes):
         for step, k in recursion(truth, s, t):
             c = step(0.0)
             a = step(1.0) - c
@@ -346,7 +347,7 @@ def test_recursion_of_moments(eta):
     beta, n = CONSTANT.b0, 25
     nodes = uniform(CASES["euler-1.0"], n)
     mean, var = CONSTANT.mean(1.0), CONSTANT.var(1.0)
-    for t, s in zip(nodes, nodes[1:], strict=False):
+    for t, s in pairwise(nodes):
         h, m, v = t - s, CONSTANT.mean(t), CONSTANT.var(t)
         c = (1 + eta**2) * beta / (2 * v)
         a = 1 + h * (beta / 2 - c)

@@ -184,7 +184,7 @@ def resolve(
     elif dt is not None:
         nodes = _spaced(t0, t1, dt)
     elif isinstance(grid, Grid):
-        nodes = grid.nodes(process, t0, t1)
+        nodes = _own(grid.nodes(process, t0, t1))
     else:
         nodes = _custom(grid, t0, t1)
     nodes[0], nodes[-1] = t0, t1
@@ -194,11 +194,15 @@ def resolve(
 
 
 def saved_times(save_at: Tensor | Sequence[float], t0: float, t1: float) -> Tensor:
-    """The times to save at, float64, in the order of the solve, each inside [t0, t1]."""
+    """The times to save at, float64, in the order of the solve, each inside [t0, t1]; an end up to rounding is that end."""
     times = torch.as_tensor(save_at, dtype=torch.float64).cpu().reshape(-1)
     low, high = min(t0, t1), max(t0, t1)
-    if len(times) == 0 or not bool(((times >= low) & (times <= high)).all()):
+    slack = 1e-6 * (high - low)  # a float32 end may round to just outside
+    if len(times) == 0 or not bool(((times >= low - slack) & (times <= high + slack)).all()):
         raise ValueError(f"save_at must hold times inside the solve [{low:g}, {high:g}], got {times.tolist()[:8]}.")
+    times = times.clamp(low, high)
+    for end in (low, high):
+        times = torch.where((times - end).abs() <= 1e-12 * (high - low), end, times)
     return torch.unique(times).flip(0) if t1 < t0 else torch.unique(times)
 
 
@@ -226,16 +230,21 @@ def _spaced(t0: float, t1: float, dt: float) -> Tensor:
 
 
 def _custom(grid: Any, t0: float, t1: float) -> Tensor:
-    nodes = torch.as_tensor(grid, dtype=torch.float64).detach().cpu().clone()
-    if nodes.ndim != 1 or len(nodes) < 2:
-        raise ValueError(f"grid must be a 1-D sequence of at least 2 nodes, got shape {tuple(nodes.shape)}.")
-    check_monotone(nodes)
+    nodes = check_monotone(_own(grid))
     span = abs(t1 - t0)
     if abs(float(nodes[0]) - t0) > 1e-6 * span or abs(float(nodes[-1]) - t1) > 1e-6 * span:
         raise ValueError(
             f"grid runs from {nodes[0]:g} to {nodes[-1]:g}, the solve from t0 = {t0:g} to t1 = {t1:g}: let them agree, or "
             "leave t0 and t1 out."
         )
+    return nodes
+
+
+def _own(grid: Any) -> Tensor:
+    """Nodes as a float64 tensor of ours on the host."""
+    nodes = torch.as_tensor(grid, dtype=torch.float64).detach().cpu().clone()
+    if nodes.ndim != 1 or len(nodes) < 2:
+        raise ValueError(f"grid must be a 1-D sequence of at least 2 nodes, got shape {tuple(nodes.shape)}.")
     return nodes
 
 
