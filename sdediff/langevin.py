@@ -291,7 +291,7 @@ class _PhaseScore(Score):
 
 def _log_proposal(y: Tensor, x: Tensor, score: Tensor, step: float) -> Tensor:
     """log q(y | x) up to a constant, with the score at x."""
-    return -(y - x - step * score).flatten(1).square().sum(1) / (4 * step)
+    return -(y - x - step * score).reshape(len(x), -1).square().sum(1) / (4 * step)
 
 
 def _check_ratio(log_ratio: Tensor, k: int, step: float, x: Tensor) -> None:

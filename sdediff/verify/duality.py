@@ -10,20 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..densities import Density
-from ..grids import LogSNR
+from ..grids import LogSNR, Uniform
 from ..linear import LinearSDE
 from ..sde import SDE, Coefficient, ScoreLike
-from ..solve import solve
-from ..solvers import EulerMaruyama, Method, Solver
-from .laws import Law, Line, law_of
+from ..solvers import EulerMaruyama, Method
+from .halving import mean_test, projection_test, random_directions, solve_halved
+from .laws import Law, law_of
+from .operator import rows
 from .report import Report, judge
-from .statistics import Outcome, ks_test, ks_two_sample, worst, z_test
+from .statistics import Outcome, worst
 
 _DIRECTIONS = 8
 _HIGHEST, _LOWEST = 8.0, -12.0  # log SNR: the interior times lie between
@@ -36,10 +36,9 @@ def duality(
     score: ScoreLike | None = None,
     times: Sequence[float] | None = None,
     solver: Method | None = None,
-    steps: int | None = 400,
+    steps: int = 400,
     n: int = 10_000,
     eta: Coefficient = 1.0,
-    margin: float = 0.01,
     level: float = 1e-4,
     seed: int = 0,
 ) -> Report:
@@ -49,8 +48,8 @@ def duality(
     distribution functions of projections (Kolmogorov-Smirnov), their mean and variance, the mean log density, and the
     occupancy of the modes of a mixture.
 
-    A solver has an error of its own. The hypothesis is therefore that each deviation is at most ``margin``: in the
-    distribution function, in standard deviations of the quantity averaged, or in the weight of a mode.
+    A solver has an error of its own: it is measured by halving the number of steps (:mod:`~sdediff.verify.halving`), and
+    that much is allowed in every test.
 
     Args:
         sde: the forward process.
@@ -59,31 +58,33 @@ def duality(
         score: the score to put to the test; that of the law by default.
         times: where to look, inside (0, T); six by default, evenly spread in log SNR for a linear SDE.
         solver: Euler-Maruyama by default.
-        steps: from T down to each of the times, for a linear SDE evenly spread in log SNR; None for an adaptive solver.
+        steps: from T down to each of the times, even in number; for a linear SDE evenly spread in log SNR. An adaptive
+            solver takes its own, and its tolerances must be small beside what the report says it can see.
         n: particles for each time.
         eta: the stochasticity of the reversal; 0 is the flow.
-        margin: the deviation that is the solver's to make; 0 for an exact solver.
         level: the probability of a false alarm, for all tests together.
         seed: of all random numbers.
 
     Raises:
-        ValueError: a time lies outside (0, T), or the process is itself a reversal.
+        ValueError: a time lies outside (0, T), steps is odd, or the process is itself a reversal.
     """
     if sde.direction != 1:
         raise ValueError(f"{type(sde).__name__} is no forward SDE with noise: give the process before its reversal.")
+    if steps < 2 or steps % 2:
+        raise ValueError(f"steps = {steps} must be even: half of them show the solver's own error.")
     law = law_of(sde, density)
     start = _start(sde)
     back = sde.reverse(law.score if score is None else score, eta)
-    run = _Run(sde, law, back, start, solver or EulerMaruyama(), steps, margin)
+    run = _Run(sde, law, back, start, solver or EulerMaruyama(), steps)
     times = _interior(sde, start) if times is None else _checked(times, start)
     rows = judge(lambda n, seed: run.panel(times, n, seed), n, seed, level)
     notes = (
         f"law: {law}.",
-        f"{n:,} fresh particles for each time, from the exact law at t = {start:.4g}, by {type(run.solver).__name__}; level "
-        f"{level:g} for all tests together, each effect detected with probability 0.99; a deviation of {margin:g} is left to "
-        "the solver.",
+        f"{n:,} fresh particles for each time, from the exact law at t = {start:.4g}; {type(run.solver).__name__}, {steps} "
+        "steps; its own error, by step halving, is allowed for.",
+        f"level {level:g} for all tests together, each effect detected with probability 0.99.",
     )
-    return Report(f"Duality of {type(sde).__name__}, η = {'η(t)' if callable(eta) else eta}", rows, notes)
+    return Report(f"Duality of {type(sde).__name__}, η = {'η(t)' if callable(eta) else f'{eta:g}'}", rows, notes)
 
 
 @dataclass(frozen=True)
@@ -95,66 +96,54 @@ class _Run:
     back: SDE
     start: float
     solver: Method
-    steps: int | None
-    margin: float
+    steps: int
 
     def panel(self, times: Sequence[float], n: int, seed: int) -> dict[str, Outcome]:
         """All tests at all times."""
         generator = torch.Generator().manual_seed(seed)
         found = {}
         for t in times:
-            x = self._solve(self.law.sample(n, self.start, generator), t, generator)
-            for what, outcome in self._tests(x, t, generator).items():
+            for what, outcome in self._tests(t, n, generator).items():
                 found[f"t = {t:.3g}: {what}"] = outcome
         return found
 
-    def _solve(self, x: Tensor, t: float, generator: torch.Generator) -> Tensor:
-        options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
-        if self.steps is not None and isinstance(self.sde, LinearSDE) and isinstance(self.solver, Solver):
-            options = {"grid": LogSNR(self.steps).nodes(self.sde, self.start, t)}
-        return solve(self.back, x, solver=self.solver, t0=self.start, t1=t, generator=generator, **options).x
-
-    def _tests(self, x: Tensor, t: float, generator: torch.Generator) -> dict[str, Outcome]:
-        fresh = self.law.sample(4 * len(x), t, generator)
-        directions = torch.randn(_DIRECTIONS, fresh[0].numel(), generator=generator, dtype=torch.float64)
-        directions /= directions.norm(dim=1, keepdim=True)
-        pairs = [(x.flatten(1) @ u, fresh.flatten(1) @ u, self.law.shadow(u, t)) for u in directions]
+    def _tests(self, t: float, n: int, generator: torch.Generator) -> dict[str, Outcome]:
+        law, path = self.law, int(torch.randint(2**31, (), generator=generator))
+        grid = (LogSNR if isinstance(self.sde, LinearSDE) else Uniform)(self.steps)
+        nodes = grid.nodes(self.sde, self.start, t)
+        nodes[0], nodes[-1] = self.start, t
+        coarse, fine = solve_halved(self.back, law.sample(n, self.start, generator), self.solver, nodes, path)
+        fresh = law.sample(4 * n, t, generator)
+        directions = random_directions(_DIRECTIONS, fresh, generator)
+        sets = (fine, coarse, fresh)
+        levels = [law.log_prob(x, t) for x in sets]
         found = {
-            f"law of {_DIRECTIONS} projections": worst([_law_test(*pair, self.margin) for pair in pairs]),
-            "their means and variances": worst([o for pair in pairs for o in _moment_tests(*pair, self.margin)]),
-            "log density": _mean_test(self.law.log_prob(x, t), self.law.log_prob(fresh, t), self.margin),
+            f"law of {_DIRECTIONS} projections": worst([projection_test(law, t, u, *sets) for u in directions]),
+            "their means and variances": worst([o for u in directions for o in _moment_tests(law, t, u, *sets)]),
+            "log density": _fresh_test(*levels),
         }
-        modes = self.law.modes(x, t)
-        if modes is not None:
-            found[f"occupancy of {len(modes[1])} modes"] = worst(_occupancy_tests(*modes, self.margin))
+        modes, rough = law.modes(fine, t), law.modes(coarse, t)
+        if modes is not None and rough is not None:
+            shares = [(share / weights).unbind(1) for share, weights in (modes, rough)]
+            tests = [mean_test(a, b, 1.0, 1.0, "of a weight") for a, b in zip(*shares, strict=True)]
+            found[f"occupancy of {len(tests)} modes"] = worst(tests)
         return found
 
 
-def _law_test(y: Tensor, fresh: Tensor, line: Line | None, margin: float) -> Outcome:
-    """A projection against its exact distribution function, or a fresh sample."""
-    return ks_two_sample(y, fresh, margin=margin) if line is None else ks_test(line.cdf(y), margin=margin)
-
-
-def _moment_tests(y: Tensor, fresh: Tensor, line: Line | None, margin: float) -> list[Outcome]:
-    """Mean and variance of a projection, exact or against a fresh sample."""
-    centre = float(fresh.mean()) if line is None else line.mean
-    squares, fresh_squares = (y - centre) ** 2, (fresh - centre) ** 2
+def _moment_tests(law: Law, t: float, u: Tensor, fine: Tensor, coarse: Tensor, fresh: Tensor) -> list[Outcome]:
+    """Mean and variance of the projection on u: exact, or against a fresh sample."""
+    y, line = [rows(x) @ u for x in (fine, coarse, fresh)], law.shadow(u, t)
+    centre = float(y[2].mean()) if line is None else line.mean
+    squares = [(v - centre) ** 2 for v in y]
     if line is None:
-        return [_mean_test(y, fresh, margin), _mean_test(squares, fresh_squares, margin)]
-    exact = ((y, fresh, line.mean), (squares, fresh_squares, line.variance))
-    return [z_test(v, mean, margin=margin * float(w.std()), scale=float(w.std()), unit="sd") for v, w, mean in exact]
+        return [_fresh_test(*y), _fresh_test(*squares)]
+    cases = ((y, line.mean), (squares, line.variance))
+    return [mean_test(a, b, claimed, float(c.std())) for (a, b, c), claimed in cases]
 
 
-def _occupancy_tests(shares: Tensor, weights: Tensor, margin: float) -> list[Outcome]:
-    """The mean share of each mode against its weight, relative to it."""
-    return [z_test(share, 1.0, margin=margin, unit="of a weight") for share in (shares / weights).unbind(1)]
-
-
-def _mean_test(values: Tensor, fresh: Tensor, margin: float) -> Outcome:
-    """The mean of independent values against that of fresh ones, four times as many, in their standard deviations."""
-    scale = float(fresh.std())
-    blocks = fresh.reshape(len(values), -1).mean(1)
-    return z_test(values - blocks, margin=margin * scale, scale=scale, unit="sd")
+def _fresh_test(fine: Tensor, coarse: Tensor, fresh: Tensor) -> Outcome:
+    """The mean of values against that of a fresh sample four times as large, in standard deviations."""
+    return mean_test(fine, coarse, fresh.reshape(len(fine), -1).mean(1), float(fresh.std()))
 
 
 def _start(sde: SDE) -> float:

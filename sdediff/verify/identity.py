@@ -25,10 +25,11 @@ from ..densities import Density
 from ..diffusion import Diffusion
 from ..linear import LinearSDE
 from ..sde import SDE, ScoreLike
+from .halving import projection_test, random_directions
 from .laws import Diffused, Fixed, Law, law_of
-from .operator import fokker_planck, jacobian, residual
+from .operator import fokker_planck, jacobian, residual, rows
 from .report import Report, Row, exact_row, judge
-from .statistics import Outcome, ks_test, ks_two_sample, worst, z_test
+from .statistics import Outcome, worst, z_test
 
 TOLERANCE = 1e-9
 """The largest relative residual that passes an exact check in float64."""
@@ -190,8 +191,7 @@ def _relaxation_time(pair: _Pair, law: Law, t: float, seed: int) -> float:
 def _particle_panel(pair: _Pair, law: Law, t: float, duration: float, n: int, seed: int) -> dict[str, Outcome]:
     generator = torch.Generator().manual_seed(seed)
     reference = law.sample(4 * n, t, generator)  # fresh: no particle starts there
-    directions = torch.randn(_DIRECTIONS, reference[0].numel(), generator=generator, dtype=torch.float64)
-    directions /= directions.norm(dim=1, keepdim=True)
+    directions = random_directions(_DIRECTIONS, reference, generator)
     features = _Features(law, t, directions, reference[:1000])
     panel = {}
     for name, split in (("halves at once", False), ("halves in turn", True)):
@@ -201,7 +201,7 @@ def _particle_panel(pair: _Pair, law: Law, t: float, duration: float, n: int, se
         shifts = (2 * after - rough - before) / before.std(0)
         panel[f"{name}: means of {shifts.shape[1]} functions"] = worst([z_test(v, unit="sd") for v in shifts.unbind(1)])
         panel[f"{name}: law of {_DIRECTIONS} projections"] = worst(
-            [_projection_test(law, t, u, coarse, fine, reference) for u in directions]
+            [projection_test(law, t, u, fine, coarse, reference) for u in directions]
         )
     return panel
 
@@ -219,14 +219,6 @@ def _coupled_chains(
     return coarse, fine
 
 
-def _projection_test(law: Law, t: float, u: Tensor, coarse: Tensor, fine: Tensor, reference: Tensor) -> Outcome:
-    """The projection of the fine chain against its exact law, up to the bias that the coarse one shows."""
-    rough, y, fresh = (x.flatten(1) @ u for x in (coarse, fine, reference))
-    bias = ks_two_sample(rough, y).statistic
-    line = law.shadow(u, t)
-    return ks_two_sample(y, fresh, margin=bias) if line is None else ks_test(line.cdf(y), margin=bias)
-
-
 class _Features:
     """Bounded functions of x: their means are easy to test, whatever the tails of the law.
 
@@ -235,11 +227,11 @@ class _Features:
 
     def __init__(self, law: Law, t: float, directions: Tensor, sample: Tensor):
         self.law, self.t, self.directions = law, t, directions
-        log_p, y = law.log_prob(sample, t), sample.flatten(1) @ directions.T
+        log_p, y = law.log_prob(sample, t), rows(sample) @ directions.T
         self.centre, self.width, self.frequency = log_p.median(), log_p.std(), 2 / y.std(0)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, F)."""
         level = torch.tanh((self.law.log_prob(x, self.t) - self.centre) / self.width)
-        phase = x.flatten(1) @ self.directions.T * self.frequency
+        phase = rows(x) @ self.directions.T * self.frequency
         return torch.cat([level[:, None], phase.sin(), phase.cos()], 1)

@@ -30,9 +30,9 @@ def fokker_planck(drift: Field, diffusion: Callable[[Tensor], Diffusion], log_pr
     """
     shape = x.shape
     with torch.enable_grad():
-        flat = x.detach().double().flatten(1).requires_grad_()
+        flat = rows(x.detach().double()).clone().requires_grad_()
         at = flat.reshape(shape)
-        b = drift(at).flatten(1)
+        b = rows(drift(at))
         gram = _gram(diffusion(at), at)
         gradient = _gradient(log_prob(at), flat)
         hessian = _jacobian(gradient, flat)
@@ -52,8 +52,8 @@ def fokker_planck(drift: Field, diffusion: Callable[[Tensor], Diffusion], log_pr
 def jacobian(field: Field, x: Tensor) -> Tensor:
     """∂field_i/∂x_j at x (B, *event), event axes flattened: (B, D, D)."""
     with torch.enable_grad():
-        flat = x.detach().double().flatten(1).requires_grad_()
-        return _jacobian(field(flat.reshape(x.shape)).flatten(1), flat).detach()
+        flat = rows(x.detach().double()).clone().requires_grad_()
+        return _jacobian(rows(field(flat.reshape(x.shape))), flat).detach()
 
 
 def residual(terms: Tensor) -> float:
@@ -62,11 +62,16 @@ def residual(terms: Tensor) -> float:
     return float(torch.where(scale == 0, total, total / scale).max())
 
 
+def rows(x: Tensor) -> Tensor:
+    """States (B, *event) as rows (B, D)."""
+    return x.reshape(len(x), -1)
+
+
 def _gram(diffusion: Diffusion, x: Tensor) -> Tensor:
     """D, (B, D, D): the columns of G are what unit noise becomes."""
     noise_shape = diffusion.noise_shape(x)
     units = torch.eye(noise_shape[1:].numel(), dtype=x.dtype)
-    columns = [(diffusion @ e.reshape(1, *noise_shape[1:]).expand(noise_shape)).flatten(1) for e in units]
+    columns = [rows(diffusion @ e.reshape(1, *noise_shape[1:]).expand(noise_shape)) for e in units]
     root = torch.stack(columns, 2)
     return root @ root.mT
 

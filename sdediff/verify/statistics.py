@@ -151,7 +151,7 @@ def energy_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int = 0)
     The p-value is exact (a permutation test); memory grows with (n + m)².
     """
     n, m = len(x), len(y)
-    both = torch.cat([x, y]).double().flatten(1)
+    both = torch.cat([x, y]).double().reshape(n + m, -1)
     distances = torch.cdist(both, both)
     weights = torch.cat([both.new_full((n,), 1 / n), both.new_full((m,), -1 / m)])
     generator = torch.Generator().manual_seed(seed)
