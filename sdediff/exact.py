@@ -93,14 +93,15 @@ class ExactScore(Score):
         """The exact score of the same density under another linear process."""
         return ExactScore(sde, self.density)
 
-    def along(self, times: Tensor, view: View | None = None) -> list[Callable[[Tensor], Tensor]]:
-        """This score along a grid; for a mixture with one shared variance, three or four kernels each."""
+    def combined(
+        self, times: Tensor, a: Tensor, b: Tensor, view: View | None = None
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """a x + b p(x) along a grid; for a mixture with one shared variance in three kernels each, the sum included."""
         view = view or Score.__call__
         alpha, sigma = self.sde.alpha(times), self.sde.sigma(times)
-        careful: list[Callable[[Tensor], Tensor]]
-        careful = [partial(_posterior, self.density, view, a, s) for a, s in zip(alpha, sigma, strict=True)]
+        careful = _Posteriors(self.density, view, alpha, sigma, a, b)
         if not isinstance(self.density, Mixture) or self.density.shared_variance is None:
-            return careful
+            return careful.functions()
         shared = self.density.shared_variance
         v = alpha**2 * shared + sigma**2
         # Every view is affine in x and the mean of the modes, sum_k w_k m_k.
@@ -109,35 +110,59 @@ class ExactScore(Score):
             Score.data: (alpha * shared / v, sigma**2 / v),
             Score.__call__: (-1 / v, alpha / v),
         }[view]
-        numbers = zip(*(c.tolist() for c in (alpha, v, of_x, of_mean)), strict=True)
-        return [partial(_shared, self.density, way, *at) for way, at in zip(careful, numbers, strict=True)]
+        return _SharedVariance(self.density, careful, alpha, v, a + b * of_x, b * of_mean).functions()
 
 
 _VIEWS = {Score.__call__: "score", Score.noise: "noise", Score.data: "data"}
 
 
-def _posterior(density: Density, view: View, alpha: Tensor, sigma: Tensor, x: Tensor) -> Tensor:
-    """One view of the density's posterior at x."""
-    counting.seen(x.shape[0], counting.calls())
-    return getattr(density.diffused(x, alpha, sigma), _VIEWS[view])()
+class _Posteriors:
+    """a x + b p(x) at each time of a grid, for one view p of any density's posterior."""
+
+    def __init__(self, density: Density, view: View, alpha: Tensor, sigma: Tensor, a: Tensor, b: Tensor):
+        self.density, self.view, self.alpha, self.sigma = density, _VIEWS[view], alpha, sigma
+        self.a, self.b = a.tolist(), b.tolist()
+
+    def functions(self) -> list[Callable[[Tensor], Tensor]]:
+        return [partial(self.at, k) for k in range(len(self.a))]
+
+    def at(self, k: int, x: Tensor) -> Tensor:
+        counting.seen(x.shape[0], counting.calls())
+        p = getattr(self.density.diffused(x, self.alpha[k], self.sigma[k]), self.view)()
+        if self.a[k] == 0:
+            return p if self.b[k] == 1 else p * self.b[k]
+        return torch.add(x * self.a[k], p, alpha=self.b[k])
 
 
-def _shared(
-    mixture: Mixture,
-    careful: Callable[[Tensor], Tensor],
-    alpha: float,
-    variance: float,
-    of_x: float,
-    of_mean: float,
-    x: Tensor,
-) -> Tensor:
-    """of_x x + of_mean sum_k w_k m_k, for a mixture whose components have this variance once diffused."""
-    ratio = alpha / variance
-    if not mixture.reach * alpha * ratio < CANCELS.get(x.dtype, 0.0):
-        return careful(x)
-    counting.seen(x.shape[0], counting.calls())
-    own = mixture.on(x.device, x.dtype)
-    flat = x.reshape(x.shape[0], -1)
-    bias = torch.add(own.log_weights, own.half_norms, alpha=-alpha * ratio)  # (K, 1)
-    weights = torch.softmax(torch.addmm(bias, own.means, flat.T, alpha=ratio), 0)  # (K, B)
-    return torch.addmm(flat, weights.T, own.means, beta=of_x, alpha=of_mean).reshape(x.shape)
+class _SharedVariance:
+    """of_x x + of_mean sum_k w_k m_k at each time of a grid, for a mixture whose components share the variance v there."""
+
+    def __init__(self, mixture: Mixture, careful: _Posteriors, alpha: Tensor, v: Tensor, of_x: Tensor, of_mean: Tensor):
+        self.mixture, self.careful = mixture, careful
+        self.alpha, self.ratio = alpha, alpha / v
+        self.numbers = list(zip(self.ratio.tolist(), of_x.tolist(), of_mean.tolist(), strict=True))
+        self.cancelling = (mixture.reach * alpha * self.ratio).tolist()
+        self.held: tuple[Any, Mixture, tuple[Tensor, ...], float] | None = None  # for the last device and dtype
+
+    def functions(self) -> list[Callable[[Tensor], Tensor]]:
+        return [partial(self.at, k) for k in range(len(self.numbers))]
+
+    def at(self, k: int, x: Tensor) -> Tensor:
+        if self.held is None or self.held[0] != (x.device, x.dtype):
+            self.held = self._on(x)
+        _, own, biases, limit = self.held
+        if not self.cancelling[k] < limit:
+            return self.careful.at(k, x)
+        counting.seen(x.shape[0], counting.calls())
+        ratio, of_x, of_mean = self.numbers[k]
+        flat = x if x.ndim == 2 else x.reshape(x.shape[0], -1)
+        weights = torch.softmax(torch.addmm(biases[k], own.means, flat.t(), alpha=ratio), 0)  # (K, B)
+        mean = torch.addmm(flat, weights.t(), own.means, beta=of_x, alpha=of_mean)
+        return mean if x.ndim == 2 else mean.reshape(x.shape)
+
+    def _on(self, x: Tensor) -> tuple[Any, Mixture, tuple[Tensor, ...], float]:
+        """The modes as x has them, and log w - alpha² |m|² / 2v for every time, (K, 1) each."""
+        own = self.mixture.on(x.device, x.dtype)
+        scale = (self.alpha * self.ratio).reshape(-1, 1, 1)
+        biases = (self.mixture.log_weights - scale * self.mixture.half_norms).to(x.device, x.dtype)
+        return (x.device, x.dtype), own, biases.unbind(), CANCELS.get(x.dtype, 0.0)

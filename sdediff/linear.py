@@ -209,8 +209,8 @@ class _LinearReversal(Semilinear):
         """The drift along a grid, its coefficients computed at once."""
         if self.sde.reaches_pure_noise:
             return super().drifts(times)
-        a, b, _ = (c.tolist() for c in self.affine(times))
-        return [partial(_affine_drift, *at) for at in zip(a, b, self.score.along(times), strict=True)]
+        a, b, _ = self.affine(times)
+        return self.score.combined(times, a, b)
 
     def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         """w(t)."""
@@ -256,10 +256,6 @@ class LinearFlow(_LinearReversal, ProbabilityFlow):
     def eta(self, t: Time) -> Tensor:
         """0."""
         return torch.zeros((), dtype=torch.float64)
-
-
-def _affine_drift(a: float, b: float, score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return torch.add(x * a, score(x), alpha=b)
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

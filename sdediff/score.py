@@ -86,7 +86,14 @@ class Score(ABC):
             times: (N,).
             view: what is wanted of it: ``Score.__call__`` (the default), ``Score.noise`` or ``Score.data``.
         """
-        return [partial(_viewed, view or Score.__call__, self, t) for t in times.unbind()]
+        return self.combined(times, torch.zeros_like(times), torch.ones_like(times), view)
+
+    def combined(
+        self, times: Tensor, a: Tensor, b: Tensor, view: View | None = None
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """x -> a x + b p(x) at each of these times, p a view as in :meth:`along`; a and b of shape (N,)."""
+        each = zip(times.unbind(), a.tolist(), b.tolist(), strict=True)
+        return [partial(_combined, view or Score.__call__, self, *at) for at in each]
 
     def to(self, sde: Schedule) -> Score:
         """This score for another linear process, without training it anew; see :class:`Moved`."""
@@ -255,8 +262,11 @@ class ClassifierFree(Score):
         return base + self.weight * (_counted(self.score, x, t, cond) - base)
 
 
-def _viewed(view: View, score: Score, t: Tensor, x: Tensor) -> Tensor:
-    return view(score, x, t)
+def _combined(view: View, score: Score, t: Tensor, a: float, b: float, x: Tensor) -> Tensor:
+    p = view(score, x, t)
+    if a == 0:
+        return p if b == 1 else p * b
+    return torch.add(x * a, p, alpha=b)
 
 
 def _counted(score: Score, x: Tensor, t: Tensor, cond: Any) -> Tensor:

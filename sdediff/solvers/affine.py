@@ -45,13 +45,13 @@ class AffineStep(Solver):
 
 def affine_steps(process: Semilinear, grid: Tensor, view: View, coefficients: Coefficients, noise: Stream) -> Advance:
     """x -> A x + B p + C z along a grid; no numbers are drawn where C = 0."""
-    nodes = grid.tolist()
-    a, b, c = (v.tolist() for v in coefficients)
-    predictions = process.score.along(grid[:-1], view)
+    a, b, c = coefficients
+    nodes, spread = grid.tolist(), c.tolist()
+    drifted = process.score.combined(grid[:-1], a, b, view)
 
     def advance(k: int, x: Tensor) -> Tensor:
-        new = torch.mul(x, a[k]).add_(predictions[k](x), alpha=b[k])
-        return new.add_(noise.unit(nodes[k], nodes[k + 1]), alpha=c[k]) if c[k] else new
+        new = drifted[k](x)
+        return torch.add(new, noise.unit(nodes[k], nodes[k + 1]), alpha=spread[k]) if spread[k] else new
 
     return advance
 
