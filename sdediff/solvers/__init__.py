@@ -22,10 +22,14 @@ from .exponential import (
     SASolver,
     UniPCSolver,
 )
+from .milstein import Milstein
 from .restart import Restart
 from .runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from .scipy import Scipy
+from .srk import SRA1, SRI2, SRIW1, SRK, Tableau
+from .stochastic_heun import StochasticHeun
 from .torchsde import TorchSDE
+from .weak import Weak2
 
 __all__ = [
     "DDIM",
@@ -34,6 +38,10 @@ __all__ = [
     "RK4",
     "SEEDS2",
     "SEEDS3",
+    "SRA1",
+    "SRI2",
+    "SRIW1",
+    "SRK",
     "Advance",
     "Ancestral",
     "DPMSolver1",
@@ -54,6 +62,7 @@ __all__ = [
     "Langevin",
     "Method",
     "Midpoint",
+    "Milstein",
     "Orders",
     "PredictorCorrector",
     "Restart",
@@ -62,7 +71,10 @@ __all__ = [
     "SASolver",
     "Scipy",
     "Solver",
+    "StochasticHeun",
+    "Tableau",
     "TorchSDE",
     "Trajectory",
     "UniPCSolver",
+    "Weak2",
 ]
