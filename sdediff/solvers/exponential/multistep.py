@@ -1,6 +1,8 @@
 r"""Exponential multistep solvers: one evaluation a step, high order from the predictions of earlier steps.
 
-Order q uses the last q predictions. The first steps, which have fewer, are of lower order. With a corrector each state is
+Order q uses the last q predictions. The first steps, which have fewer, are of lower order; that costs nothing where the
+solve starts in noise, for there the predictions hardly change, and limits the order of a solve that starts in the middle.
+With a corrector each state is
 improved once the prediction at it is known, at no further evaluation: the new prediction joins the polynomial of the step
 that led there.
 """

@@ -1,0 +1,409 @@
+"""The exponential family: orders from both sides, its special cases, its noise, its guard rails."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import sdediff as sd
+from sdediff.noise import Noise, Stream
+from sdediff.solvers.exponential import Adams, ExponentialMultistep, HeldNoise, Polynomial, in_noise_level, in_power
+
+F64 = torch.float64
+
+
+@pytest.fixture(scope="module")
+def flow():
+    """The flow of an uneven ring under VP: a mixture, where nothing cancels."""
+    sde = sd.VP()
+    ring = sd.densities.ring(8, weights=[1, 2, 3, 4, 5, 6, 7, 8])
+    return sde.probability_flow(sd.ExactScore(sde, ring))
+
+
+@pytest.fixture(scope="module")
+def starts():
+    return torch.randn(256, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+
+
+def end(process, x, solver, grid):
+    return sd.solve(process, x, solver=solver, grid=grid, t0=1.0, t1=0.05).x
+
+
+@pytest.fixture(scope="module")
+def exact(flow, starts):
+    """The flow's end, by a method of another family, and by Richardson's argument good to 1e-12."""
+    fine, finer = (end(flow, starts, sd.RK4(), sd.grids.LogSNR(n)) for n in (2000, 4000))
+    assert (fine - finer).abs().max() < 5e-9
+    return finer + (finer - fine) / 15
+
+
+def slope(flow, starts, exact, solver, n, grid=sd.grids.LogSNR):
+    """The order between n and 2n steps, and its 99.9 % interval over the starting points (bootstrap)."""
+    coarse, fine = ((end(flow, starts, solver, grid(k)) - exact).norm(dim=1) for k in (n, 2 * n))
+    rows = torch.randint(len(starts), (2000, len(starts)), generator=torch.Generator().manual_seed(1))
+    slopes = torch.log2(coarse[rows].mean(1) / fine[rows].mean(1))
+    low, high = slopes.quantile(torch.tensor([0.0005, 0.9995], dtype=F64)).tolist()
+    return float(torch.log2(coarse.mean() / fine.mean())), low, high
+
+
+CLAIMS = [
+    (sd.DDIM(), 320),
+    (sd.DPMSolver1(), 320),
+    (sd.DPMSolver2(), 160),
+    (sd.DPMSolver3(), 320),
+    (sd.DPMSolverPP2S(), 160),
+    (sd.DPMSolverPP2M(), 160),
+    (sd.DPMSolverPP3M(), 160),
+    (sd.DPMSolverPP3M(published=True), 160),
+    (sd.DEIS(2), 160),
+    (sd.DEIS(3), 320),
+    (sd.DEIS(4), 320),
+    (sd.IPNDM(), 160),
+    (sd.UniPCSolver(1), 160),
+    (sd.UniPCSolver(2), 160),
+    (sd.UniPCSolver(2, linear=True), 160),
+    (sd.UniPCSolver(3), 320),
+    (sd.SASolver(2), 160),
+    (sd.SEEDS2(), 160),
+    (sd.SEEDS3(), 320),
+    (sd.ExponentialAdams(corrector=False), 320),
+    (sd.ExponentialAdams(2), 320),
+    (sd.EDMHeun(), 320),
+]
+
+
+@pytest.mark.parametrize(
+    ("solver", "n"), CLAIMS, ids=lambda v: type(v).__name__ if isinstance(v, sd.Solver) else str(v)
+)
+def test_the_order_claimed_is_the_order_measured(flow, starts, exact, solver, n):
+    order, low, high = slope(flow, starts, exact, solver, n)
+    assert abs(order - solver.orders.ode) < 0.2, (order, solver.orders.ode)
+    assert high - low < 0.4
+    assert low - 0.2 < solver.orders.ode < high + 0.2
+
+
+def test_a_spoiled_coefficient_loses_the_order(flow, starts, exact):
+    class Spoiled(Polynomial):
+        def weights(self, *args):
+            weights = super().weights(*args)
+            if weights.shape[1] == 3:
+                weights[:, 2] *= 1.05
+                weights[:, 1] -= 0.05 / 1.05 * weights[:, 2]
+            return weights
+
+    order, _, _ = slope(flow, starts, exact, ExponentialMultistep(3, rule=Spoiled()), 160)
+    assert order < 2.2
+
+
+def test_ipndm_is_exact_rho_adams_where_steps_are_equal_in_noise_level(starts):
+    sde = sd.EDM(t_max=2.0, t_min=0.3)
+    flow = sde.probability_flow(sd.ExactScore(sde, sd.densities.ring(8)))
+    classical, exact, other = (
+        sd.solve(flow, starts, solver=s, steps=12).x
+        for s in (sd.IPNDM(), sd.DEIS(4, variable=in_noise_level), sd.DEIS(3, variable=in_noise_level))
+    )
+    torch.testing.assert_close(classical, exact, rtol=0, atol=1e-10)
+    assert (classical - other).abs().max() > 1e-4
+
+
+# ---- special cases ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sde", [sd.VP(), sd.SubVP(), sd.CosineVP(), sd.RectifiedFlow()], ids=lambda s: type(s).__name__
+)
+def test_order_one_without_noise_is_ddim(sde, starts):
+    score = sd.ExactScore(sde, sd.densities.ring(8))
+    grid = torch.linspace(0.9, 0.1, 7, dtype=F64)
+    x = starts
+    for s, t in zip(grid, grid[1:], strict=False):
+        data, noise = score.split(x, s)
+        x = sde.alpha(t) * data + sde.sigma(t) * noise  # DDIM: the same data and noise, at the next level
+    for solver in (sd.DDIM(), sd.DPMSolver1(), sd.ExponentialAdams(1, corrector=False), sd.SEEDS2(r=0.5)):
+        got = sd.solve(sde.probability_flow(score), starts, solver=solver, grid=grid).x
+        same = (got - x).abs().max() < 1e-10
+        assert same if solver.orders.ode == 1 else not same
+
+
+@pytest.mark.parametrize("sde", [sd.VP(), sd.VE(), sd.SubVP()], ids=lambda s: type(s).__name__)
+def test_order_one_with_eta_one_is_the_ancestral_step(sde, starts):
+    score = sd.ExactScore(sde, sd.densities.ring(8))
+    back, grid = sde.reverse(score), sd.grids.LogSNR(9)
+    x = starts * sde.sigma(sde.t_max)
+    ancestral, ddim, ddim_own = (
+        sd.solve(back, x, solver=s, grid=grid, seed=3).x for s in (sd.Ancestral(), sd.DDIM(), sd.DDIM(1.0))
+    )
+    torch.testing.assert_close(ddim, ancestral, rtol=0, atol=1e-10)
+    torch.testing.assert_close(ddim_own, ancestral, rtol=0, atol=1e-10)
+
+
+def test_ddims_own_parameter_is_its_paper_formula(starts):
+    sde = sd.VP()
+    score = sd.ExactScore(sde, sd.densities.ring(8))
+    s, t, eta = 0.6, 0.45, 0.5
+    z = starts.flip(0)
+    a_s, a_t = (float(sde.alpha(u)) ** 2 for u in (s, t))
+    std = eta * math.sqrt((1 - a_t) / (1 - a_s) * (1 - a_s / a_t))
+    data, noise = score.split(starts, s)
+    by_hand = math.sqrt(a_t) * data + math.sqrt(1 - a_t - std**2) * noise + std * z
+    got = sd.solve(sde.reverse(score), starts, solver=sd.DDIM(eta), grid=[s, t], noise=Given(z)).x
+    torch.testing.assert_close(got, by_hand, rtol=0, atol=1e-10)
+
+
+def test_two_m_is_its_paper_formula(flow, starts):
+    """DPM-Solver++ 2M, algorithm 2 of its paper, written out."""
+    sde, grid = flow.sde, sd.grids.resolve(flow, 1.0, 0.1, grid=sd.grids.Karras(6))
+    ell = 0.5 * sde.log_snr(grid)
+    x, before = starts, None
+    for k in range(6):
+        data = flow.score.data(x, grid[k])
+        h = ell[k + 1] - ell[k]
+        d = data
+        if before is not None:
+            r = (ell[k] - ell[k - 1]) / h
+            d = (1 + 1 / (2 * r)) * data - 1 / (2 * r) * before
+        x = sde.sigma(grid[k + 1]) / sde.sigma(grid[k]) * x - sde.alpha(grid[k + 1]) * torch.expm1(-h) * d
+        before = data
+    got = sd.solve(flow, starts, solver=sd.DPMSolverPP2M(), grid=grid).x
+    torch.testing.assert_close(got, x, rtol=0, atol=1e-10)
+
+
+def test_a_constant_prediction_is_carried_exactly_by_every_member():
+    """With one data point the data prediction is constant: every member, at any step, follows the exact flow."""
+    sde = sd.VP()
+    score = sd.ExactScore(sde, sd.densities.Empirical(torch.tensor([[0.7, -0.3]], dtype=F64)))
+    x = torch.randn(5, 2, dtype=F64)
+    point = torch.tensor([0.7, -0.3], dtype=F64)
+    exact = sde.alpha(0.1) * point + sde.sigma(0.1) / sde.sigma(1.0) * (x - sde.alpha(1.0) * point)
+    for solver, _ in CLAIMS:
+        if isinstance(solver, sd.EDMHeun):
+            continue
+        got = sd.solve(sde.probability_flow(score), x, solver=solver, grid=sd.grids.LogSNR(6), t0=1.0, t1=0.1).x
+        torch.testing.assert_close(got, exact, rtol=0, atol=1e-9)
+
+
+def test_steps_from_infinite_and_to_zero_noise_are_finite(starts):
+    for sde in (sd.RectifiedFlow(), sd.CosineVP()):
+        score = sd.ExactScore(sde, sd.densities.ring(8))
+        for process in (sde.probability_flow(score), sde.reverse(score)):
+            sol = sd.solve(
+                process, starts, solver=sd.ExponentialAdams(), grid=sd.grids.Quadratic(30), t0=1.0, t1=0.0, seed=0
+            )
+            assert (sol.x.norm(dim=1) - 2).abs().quantile(0.5) < 0.2
+
+
+# ---- noise: exact laws ---------------------------------------------------------------------------------------------
+
+
+class Given(Noise):
+    """Noise given beforehand: one tensor for all steps, or one per step."""
+
+    def __init__(self, *z):
+        self.z = z
+
+    def open(self, x):
+        return _GivenStream(self.z)
+
+    def initial(self, shape, device, dtype):
+        raise AssertionError
+
+    def integer(self):
+        raise AssertionError
+
+
+class _GivenStream(Stream):
+    def __init__(self, z):
+        self.z = list(z)
+
+    def normal(self, shape=None):
+        return self.z.pop(0) if len(self.z) > 1 else self.z[0]
+
+
+def law(process, solver, grid, draws, mean, variance):
+    """Mean and variance at the end of a solve whose score is affine, exactly: the solve of the basis of its inputs."""
+    x = torch.zeros(draws + 2, 1, dtype=F64)
+    x[1] = 1
+    unit = [torch.zeros(draws + 2, 1, dtype=F64).index_fill_(0, torch.tensor([k + 2]), 1.0) for k in range(draws)]
+    y = sd.solve(process, x, solver=solver, grid=grid, noise=Given(*unit)).x[:, 0]
+    a, c = y[1] - y[0], y[2:] - y[0]
+    return float(a * mean + y[0]), float(a * a * variance + (c * c).sum())
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0, 1.5])
+def test_every_stochastic_member_tends_to_the_exact_law(eta):
+    sde = sd.VP()
+    score = sd.ExactScore(sde, sd.densities.Mixture([[1.0]], std=0.5))
+    back = sde.reverse(score, eta)
+    start = score.law(1.0)
+    goal = score.law(1e-3)
+    for solver, draws in [
+        (sd.SASolver(), 1),
+        (sd.DPMSolverPP2M(), 1),
+        (sd.SEEDS2(), 2),
+        (sd.SEEDS3(), 3),
+        (sd.DDIM(), 1),
+    ]:
+        errors = []
+        for n in (200, 400):
+            grid = sd.grids.LogSNR(n)
+            mean, variance = law(back, solver, grid, draws * n, float(start.means), float(start.variances))
+            errors.append(abs(math.sqrt(variance / float(goal.variances)) - 1))
+            assert abs(mean - float(goal.means)) < 1e-2
+        assert errors[1] < 0.03, type(solver).__name__
+        assert errors[1] < 0.7 * errors[0] or errors[1] < 1e-5, type(solver).__name__
+
+
+def test_stochastic_solvers_need_few_evaluations():
+    """N(1, 1/4) between noise levels 157 and 0.01, eta = 1: half the error of SDE-DPM-Solver++ 2M on its usual grid."""
+    sde = sd.EDM(t_max=157.0, t_min=0.01)
+    score = sd.ExactScore(sde, sd.densities.Mixture([[1.0]], std=0.5))
+    back = sde.reverse(score)
+
+    def error(solver, grid, draws):
+        _, variance = law(back, solver, grid, draws, 1.0, 0.25 + 157.0**2)
+        return abs(math.sqrt(variance / (0.25 + 1e-4)) - 1)
+
+    for n in (20, 40):
+        usual = error(sd.DPMSolverPP2M(), sd.grids.Karras(n), n)
+        assert error(sd.SASolver(), sd.grids.Karras(n), n) < 0.5 * usual
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_lower_final_ends_with_a_first_order_step(flow, starts):
+    grid = sd.grids.resolve(flow, 1.0, 0.1, grid=sd.grids.LogSNR(6))
+    partway = sd.solve(flow, starts, solver=sd.DPMSolverPP2M(lower_final=True), grid=grid, save_at=grid[-2:]).xs
+    last = sd.solve(flow, partway[0], solver=sd.DDIM(), grid=grid[-2:]).x
+    torch.testing.assert_close(partway[1], last, rtol=0, atol=1e-12)
+
+
+def test_strong_guidance_lowers_the_order_with_a_warning(starts):
+    sde = sd.VP()
+    plain = sd.ExactScore(sde, sd.densities.ring(8))
+    score = sd.ClassifierFree(sd.FunctionScore(lambda x, t, cond: plain(x, t), sde), 7.5, torch.zeros(1))
+    cond = torch.zeros(len(starts))
+    with pytest.warns(UserWarning, match="order 4 is lowered to 2"):
+        got = sd.solve(
+            sde.probability_flow(score), starts, solver=sd.ExponentialAdams(), grid=sd.grids.LogSNR(8), cond=cond
+        ).x
+    want = sd.solve(
+        sde.probability_flow(plain),
+        starts,
+        solver=ExponentialMultistep(
+            2, rule=Polynomial(in_power(0.5)), corrector=Polynomial(in_power(0.5)), corrector_order=4
+        ),
+        grid=sd.grids.LogSNR(8),
+    ).x
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_thresholding_keeps_the_data_prediction_in_range(starts):
+    sde = sd.VP()
+    score = sd.ExactScore(sde, sd.densities.ring(8, radius=3.0))
+    clipped = sd.Thresholded(score, 1.0)
+    assert clipped.data(starts, 0.3).abs().max() == 1.0
+    torch.testing.assert_close(clipped.data(starts, 0.3), score.data(starts, 0.3).clamp(-1, 1))
+    dynamic = sd.Thresholded(score, 1.0, quantile=1.0).data(starts, 0.3)
+    data = score.data(starts, 0.3)
+    scale = data.abs().amax(1, keepdim=True).clamp_min(1.0)
+    torch.testing.assert_close(dynamic, data / scale)
+    kept, free = (
+        sd.solve(sde.probability_flow(s), starts, solver=sd.DDIM(), grid=sd.grids.LogSNR(20)).x
+        for s in (clipped, score)
+    )
+    assert kept.abs().max() < 1.1 < 2.5 < free.abs().max()
+
+
+def test_denoise_ends_with_the_posterior_mean_and_counts_it(flow, starts):
+    plain = sd.solve(flow, starts, solver=sd.DDIM(), steps=5, t1=0.2)
+    denoised = sd.solve(flow, starts, solver=sd.DDIM(), steps=5, t1=0.2, denoise=True)
+    torch.testing.assert_close(denoised.x, flow.score.data(plain.x, 0.2), rtol=0, atol=1e-12)
+    assert denoised.stats["nfe"] == plain.stats["nfe"] + 1 == 6
+
+
+def test_restart_goes_up_and_down_again(flow, starts):
+    solver = sd.Restart(sd.DDIM(), low=0.2, high=0.5, inner=sd.grids.LogSNR(4), repeats=3)
+    sol = sd.solve(flow, starts, solver=solver, grid=sd.grids.LogSNR(10), seed=0)
+    assert sol.stats["nfe"] == 10 + 3 * 4
+    exact = sd.Restart(sd.ExponentialAdams(), low=0.2, high=0.5, inner=sd.grids.LogSNR(60), repeats=2)
+    start = flow.score.sample(4000, 1.0, seed=5)
+    x = sd.solve(flow, start, solver=exact, grid=sd.grids.LogSNR(120), seed=1).x
+    # exact steps keep the marginal: radius and spread of the ring, to 5 standard errors of 4,000 samples
+    radius = x.norm(dim=1)
+    fresh = flow.score.sample(4000, 1e-3, seed=6).norm(dim=1)
+    assert abs(radius.mean() - fresh.mean()) < 5 * 0.1 * math.sqrt(2 / 4000)
+    assert abs(radius.std() / fresh.std() - 1) < 5 / math.sqrt(4000)
+
+
+def test_churn_keeps_the_marginal(flow):
+    start = flow.score.sample(4000, 1.0, seed=5)
+    x = sd.solve(flow, start, solver=sd.EDMHeun(churn=20.0), grid=sd.grids.Karras(200), seed=1).x
+    fresh = flow.score.sample(4000, 1e-3, seed=6)
+    assert abs(x.norm(dim=1).mean() - fresh.norm(dim=1).mean()) < 5 * 0.1 * math.sqrt(2 / 4000)
+    assert abs(x.norm(dim=1).std() / fresh.norm(dim=1).std() - 1) < 5 / math.sqrt(4000)
+    still = sd.solve(flow, start, solver=sd.EDMHeun(), grid=sd.grids.Karras(200)).x
+    assert (x - still).norm(dim=1).mean() > 0.1  # the churn moved them
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ExponentialMultistep(5), "must be 1, 2, 3 or 4"),
+        (lambda: sd.DDIM(1.5), r"must lie in \[0, 1\]"),
+        (lambda: sd.EDMHeun(-1.0), "none may be negative"),
+        (lambda: sd.Restart(sd.DDIM(), low=0.5, high=0.2, inner=sd.grids.LogSNR(3)), "must lie below"),
+        (lambda: sd.Thresholded(None, 0.0), "must be positive"),
+    ],
+)
+def test_bad_settings_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_bad_processes_are_named(flow, starts):
+    back = flow.sde.reverse(flow.score)
+    with pytest.raises(ValueError, match=r"solve sde.reverse\(score\)"):
+        sd.solve(flow, starts, solver=sd.DDIM(0.5), steps=3)
+    with pytest.raises(ValueError, match="adds its own noise to the flow"):
+        sd.solve(back, starts, solver=sd.EDMHeun(), steps=3)
+    with pytest.raises(TypeError, match="needs the reversal of a linear SDE"):
+        sd.solve(sd.OU(), starts, solver=sd.ExponentialAdams(), steps=3)
+    rf = sd.RectifiedFlow()
+    process = rf.probability_flow(sd.ExactScore(rf, sd.densities.ring(8)))
+    with pytest.raises(ValueError, match="infinite"):
+        sd.solve(process, starts, solver=sd.DPMSolver3(), grid=sd.grids.LogSNR(5))
+    with pytest.raises(ValueError, match="at most 4 nodes"):
+        Adams().weights(HeldNoise(), None, torch.zeros(1, 5), None)
+
+
+# ---- adapted grids ---------------------------------------------------------------------------------------------------
+
+
+def test_an_adapted_grid_halves_the_error_on_new_starts_and_reports_its_cost(tmp_path):
+    sde = sd.EDM(t_max=157.0, t_min=0.01)
+    ring = sd.densities.ring(8, weights=[1, 2, 3, 4, 5, 6, 7, 8])
+    score = sd.ExactScore(sde, ring.to(dtype=F64))
+    flow, solver = sde.probability_flow(score), sd.ExponentialAdams()
+    seen, unseen = score.sample(256, 157.0, seed=0), score.sample(1024, 157.0, seed=1)
+    grid = sd.grids.adapt(flow, solver, 20, seen, solves=300)
+    truth = sd.solve(flow, unseen, solver=solver, grid=sd.grids.LogSNR(1500)).x
+    fixed, adapted = (
+        (sd.solve(flow, unseen, solver=solver, grid=g).x - truth).norm(dim=1).median()
+        for g in (sd.grids.LogSNR(20), grid)
+    )
+    assert adapted < 0.5 * fixed
+    assert grid.pilot.rows == grid.pilot.calls * 256 and grid.pilot.solves <= 320
+    assert grid.pilot.error_after < grid.pilot.error_before
+    grid.save(tmp_path / "grid.json")
+    again = sd.grids.Adapted.load(tmp_path / "grid.json")
+    assert torch.equal(again.times, grid.times) and again.pilot == grid.pilot
+    with pytest.raises(ValueError, match="adapt another"):
+        sd.solve(flow, unseen, solver=solver, grid=again, t1=0.1)
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="holds no adapted grid"):
+        sd.grids.Adapted.load(tmp_path / "bad.json")
+    with pytest.raises(TypeError, match="paths without noise"):
+        sd.grids.adapt(sde.reverse(score), solver, 20, seen)
