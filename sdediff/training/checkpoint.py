@@ -135,16 +135,19 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _fill(score: NetworkScore, weights: dict[str, Tensor], path: Any, *, assign: bool) -> None:
-    own = score.state_dict().keys()
-    if own != weights.keys():
+    own = score.state_dict()
+    if own.keys() != weights.keys():
         raise ValueError(
-            f"The weights in {path} do not belong to this network: missing {sorted(own - weights.keys())[:5]}, unknown "
-            f"{sorted(weights.keys() - own)[:5]}."
+            f"The weights in {path} do not belong to this network: missing {sorted(own.keys() - weights.keys())[:5]}, "
+            f"unknown {sorted(weights.keys() - own.keys())[:5]}."
         )
-    try:
-        score.load_state_dict(weights, assign=assign)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {path} do not fit this network: {error}") from error
+    for name, value in weights.items():
+        if value.shape != own[name].shape:
+            raise ValueError(
+                f"The weights in {path} do not fit this network: {name} has shape {tuple(value.shape)}, the network's "
+                f"{tuple(own[name].shape)}."
+            )
+    score.load_state_dict(weights, assign=assign)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -30,7 +30,7 @@ def describe(value: Any) -> Any:
     cls = type(value)
     path = f"{cls.__module__}:{cls.__qualname__}"
     if not isinstance(value, (SDE, nn.Module)):
-        return {"class": path, "obstacle": f"a {cls.__name__} cannot be written to a file"}
+        return {"class": path, "obstacle": f"a {cls.__name__} cannot be kept in a file"}
     args: dict[str, Any] = {}
     for name in _arguments(cls):
         if not hasattr(value, name):
@@ -51,10 +51,10 @@ def rebuild(description: Any, given: dict[str, Any], name: str = "score") -> Any
         return description
     path = str(description.get("class"))
     if "obstacle" in description:
-        raise ValueError(f"The file cannot rebuild {path} ({description['obstacle']}): {_cure(name)}.")
+        raise ValueError(f"The file cannot rebuild the {name}: {description['obstacle']}. So {_cure(name)}.")
     cls = _class(path, name)
-    args = {
-        key: given[key] if given.get(key) is not None else rebuild(value, given, key)
+    args = {  # by the name of the nearest argument that can be given
+        key: given[key] if given.get(key) is not None else rebuild(value, given, key if key in given else name)
         for key, value in description["args"].items()
     }
     try:
@@ -67,7 +67,7 @@ def _class(path: str, name: str) -> type:
     module, _, qualified = path.partition(":")
     if module.split(".")[0] != _PACKAGE:
         raise ValueError(
-            f"The file names {path} as its {name}. Only classes of {_PACKAGE} are built from a file, since to import "
+            f"The file names {path} for its {name}. Only classes of {_PACKAGE} are built from a file, since to import "
             f"others would let the file choose what code runs: {_cure(name)}."
         )
     try:

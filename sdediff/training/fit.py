@@ -100,7 +100,7 @@ def fit(
     average = averaged(score, ema)
     mean: Any = average.module  # typed as a bare Module
     examine = _Examiner(replace(loss, score=mean), data[kept], None if cond is None else cond[kept])
-    optimiser = torch.optim.Adam(score.parameters(), lr=lr)
+    optimiser = torch.optim.Adam(score.parameters(), lr=lr, fused=True)
     parameters = list(score.parameters())
     losses: list[float] = []
     started = time.perf_counter()

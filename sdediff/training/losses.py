@@ -80,8 +80,8 @@ class DenoisingLoss:
         t = as_time(t, x0, sde.t_max)
         dtype = torch.promote_types(x0.dtype, torch.float32)
         alpha, sigma = sde.alpha(t).to(dtype), sde.sigma(t).to(dtype)
-        prediction = self.score.predict(alpha * x0 + sigma * noise, t, cond)
-        error = prediction.to(dtype) - form.target(x0, noise, alpha, sigma)
+        target = form.target(x0, noise, alpha, sigma)
+        error = self.score.predict(alpha * x0 + sigma * noise, t, cond).to(dtype) - target
         weight = self.weighting(self.score, t).reshape(-1).to(dtype)
         return weight * error.square().reshape(len(x0), -1).mean(1)
 
