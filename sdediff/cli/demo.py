@@ -1,0 +1,5 @@
+"""``sdediff demo``: the whole way on real data."""
+
+
+def command() -> None:
+    """x"""

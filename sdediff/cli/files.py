@@ -1,0 +1,115 @@
+"""Files from and for the command line: checked before any long work, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def read_array(path: Path) -> Tensor:
+    """The array in a ``.npy`` file, as it is.
+
+    Raises:
+        ValueError: no such file, another kind of file, a damaged one, or an array of no numbers.
+    """
+    if path.suffix != ".npy":
+        raise ValueError(f"{path} is no .npy file: write one with numpy.save('data.npy', array).")
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as an array, it is damaged or holds objects: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{path} holds {array.dtype} values; an array of real numbers is needed.")
+    return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
+
+
+def read_data(path: Path) -> Tensor:
+    """Samples (N, *event) in float32.
+
+    Raises:
+        ValueError: as :func:`read_array`; or an array without a batch axis, of fewer than two samples, or not finite.
+    """
+    data = read_array(path)
+    if data.ndim < 1 or len(data) < 2 or data.numel() == 0:
+        raise ValueError(f"{path} has shape {tuple(data.shape)}; training needs (N, *event) with at least 2 samples.")
+    data = data.to(torch.float32)
+    bad = ~torch.isfinite(data).reshape(len(data), -1).all(1)
+    if bool(bad.any()):
+        rows = bad.nonzero().flatten().tolist()
+        raise ValueError(
+            f"{path} has NaN or infinite entries in {len(rows)} of {len(data)} samples (first: {rows[:5]}): remove them."
+        )
+    return data
+
+
+def read_labels(path: Path, n: int) -> Tensor:
+    """Class labels 0 ... K - 1 of n samples, (n,).
+
+    Raises:
+        ValueError: as :func:`read_array`; or another shape, negative labels, or labels that are no whole numbers.
+    """
+    labels = read_array(path)
+    if tuple(labels.shape) != (n,):
+        raise ValueError(f"{path} has shape {tuple(labels.shape)}; {n} samples need labels of shape ({n},).")
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool or int(labels.min()) < 0:
+        raise ValueError(f"{path} must hold class numbers 0, 1, ... as integers.")
+    return labels.long()
+
+
+def folder(path: Path) -> Path:
+    """The folder ``path``, made if need be, and found to be writable.
+
+    Raises:
+        ValueError: it is a file, or cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise ValueError(f"Nothing can be written to the folder {path}: {error.strerror or error}.") from error
+
+
+def output_file(path: Path, suffix: str) -> Path:
+    """The file ``path`` to be, in a folder that is found to be writable.
+
+    Raises:
+        ValueError: another ending than ``suffix``, a folder, or a place that cannot be written.
+    """
+    if path.suffix != suffix:
+        raise ValueError(f"--out {path} must end in {suffix}.")
+    if path.is_dir():
+        raise ValueError(f"--out {path} is a folder.")
+    folder(path.parent)
+    return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """The text to the file, whole or not at all."""
+    _replace(path, text.encode())
+
+
+def write_array(path: Path, array: Tensor) -> None:
+    """The array to a ``.npy`` file, whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.npy")
+    try:
+        np.save(beside, array.detach().cpu().numpy())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
