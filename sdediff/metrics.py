@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
+from scipy import special
 from torch import Tensor
 
 from .checks import check_finite, check_state, float64
@@ -152,7 +152,7 @@ def mode_occupancy(x: Tensor, mixture: Mixture) -> Occupancy:
     shift = vectors[:, kept].T @ (r.mean(0) - weights)
     statistic, freedom = float(n * (shift.square() / values[kept]).sum()), int(kept.sum())
     counts = torch.bincount(r.argmax(1), minlength=len(weights))
-    return Occupancy(counts, n * weights, statistic, freedom, float(stats.chi2.sf(statistic, freedom)))
+    return Occupancy(counts, n * weights, statistic, freedom, float(special.chdtrc(freedom, statistic)))
 
 
 @dataclass(frozen=True)
@@ -206,8 +206,8 @@ def within_mode(x: Tensor, mixture: Mixture) -> WithinMode:
         squares += float(r[:, k] @ u.square().sum(1))
         covariance[k] = (r[:, k, None] * u).T @ u / n[k] - torch.eye(d, dtype=u.dtype)
     freedom = len(x) * d
-    tail = min(stats.chi2.sf(squares, freedom), stats.chi2.cdf(squares, freedom))
-    p_mean = float(stats.chi2.sf(float((n * mean.square().sum(1)).nansum()), count * d))
+    tail = min(special.chdtrc(freedom, squares), special.chdtr(freedom, squares))
+    p_mean = float(special.chdtrc(count * d, float((n * mean.square().sum(1)).nansum())))
     return WithinMode(n, mean, covariance, squares / freedom - 1, p_mean, min(1.0, 2 * float(tail)))
 
 
@@ -239,6 +239,8 @@ def ks_projections(x: Tensor, mixture: Mixture, *, projections: int = 16, seed: 
         projections: how many directions; in one dimension there is just one.
         seed: of the directions; None for fresh ones.
     """
+    from scipy import stats  # half a second to import: only where it is needed
+
     x = float64(_finite(x)).cpu().reshape(len(x), -1)
     u = random_directions(x.shape[1], projections, host_generator(seed, None))
     uniform = [project_cdf(mixture, direction, x @ direction) for direction in u]
