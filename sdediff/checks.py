@@ -24,7 +24,8 @@ def check_state(x: Tensor, name: str = "x") -> Tensor:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor of shape (B, *event), got {type(x).__name__}.")
     if not x.dtype.is_floating_point:
-        raise TypeError(f"{name} must be a real floating-point tensor, got {x.dtype}: use {name}.float().")
+        cure = f"{name}.real, or torch.view_as_real({name})" if x.is_complex() else f"{name}.float()"
+        raise TypeError(f"{name} must be a real floating-point tensor, got {x.dtype}: use {cure}.")
     if x.ndim == 0:
         raise ValueError(f"{name} has shape (); a state needs a batch axis: use {name}.reshape(1).")
     if x.shape[0] == 0:
@@ -63,20 +64,20 @@ def as_time(t: Time, x: Tensor, t_max: float = math.inf) -> Tensor:
     """``t`` in the shape in which drifts, schedules and scores receive it beside ``x``.
 
     A number or a ``()`` tensor becomes a ``()`` float64 tensor; ``(B,)`` or ``(B, 1, ..., 1)`` becomes
-    ``(B, 1, ..., 1)`` in at least float32. Values outside ``[0, t_max]`` raise (on the host only: a time on an
-    accelerator is not read back).
+    ``(B, 1, ..., 1)`` in at least float32. Values outside ``[0, t_max]`` raise, and those outside by no more than rounding
+    become the end itself (on the host only: a time on an accelerator is not read back).
     """
     if not isinstance(t, Tensor):
         if not isinstance(t, Real):
             raise TypeError(f"t must be a number or a tensor, got {type(t).__name__}.")
-        _check_range(float(t), float(t), t_max)
-        return torch.tensor(float(t), dtype=torch.float64)
+        return torch.tensor(_inside(float(t), t_max), dtype=torch.float64)
     if t.is_complex():
         raise TypeError("t is complex; times are real numbers.")
     if t.ndim == 0:
         if t.device.type == "cpu":
             value = t.item()
-            _check_range(value, value, t_max)
+            if _inside(value, t_max) != value:
+                return torch.tensor(_inside(value, t_max), dtype=torch.float64)
         return float64(t)
     batch = x.shape[0]
     if t.shape[0] != batch or t.numel() != batch:
@@ -87,16 +88,19 @@ def as_time(t: Time, x: Tensor, t_max: float = math.inf) -> Tensor:
     if t.device != x.device:
         raise ValueError(f"t is on {t.device} and x on {x.device}: move it with t.to(x.device).")
     if t.device.type == "cpu":
-        _check_range(float(t.detach().min()), float(t.detach().max()), t_max)
+        low, high = float(t.detach().min()), float(t.detach().max())
+        if _inside(low, t_max) != low or _inside(high, t_max) != high:
+            t = t.clamp(0, t_max)
     t = t.to(torch.promote_types(t.dtype, torch.float32) if t.dtype.is_floating_point else torch.float32)
     return t.reshape(batch, *([1] * (x.ndim - 1)))
 
 
-def _check_range(low: float, high: float, t_max: float) -> None:
-    slack = 1e-6 * min(t_max, 1.0)  # a float32 time may round just past the end
-    if not (low >= -slack and high <= t_max + slack):
-        seen = f"{low:g}" if low == high else f"{low:g} ... {high:g}"
-        raise ValueError(f"t = {seen} is outside [0, {t_max:g}], the domain of this process.")
+def _inside(t: float, t_max: float) -> float:
+    """``t``, or the end of [0, t_max] that it misses by no more than a float32 rounds."""
+    slack = 1e-6 * t_max if t_max < math.inf else 1e-6
+    if not -slack <= t <= t_max + slack:
+        raise ValueError(f"t = {t:g} is outside [0, {t_max:g}], the domain of this process.")
+    return min(max(t, 0.0), t_max)
 
 
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
@@ -112,6 +116,8 @@ def check_like(value: object, x: Tensor, what: str) -> Tensor:
             f"{what} returned {type(value).__name__} for x of shape {tuple(x.shape)}; it must return a tensor of that "
             "shape (a constant c is `torch.full_like(x, c)`, no drift is `torch.zeros_like(x)`)."
         )
+    if value.is_complex():
+        raise TypeError(f"{what} returned a complex tensor; it must be real: use .real.")
     if value.shape != x.shape:
         raise ValueError(
             f"{what} returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; it must return exactly x's "

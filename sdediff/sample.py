@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checks import check_state
+from .errors import NonFiniteError
 from .grids import Grid
 from .noise import Noise, as_noise
 from .score import condition_rows
@@ -65,6 +66,8 @@ def sample(
     space = _Space.of(process, x, event_shape, device, dtype)
     if x is not None and x.shape[0] != n:
         raise ValueError(f"n = {n}, but x holds {x.shape[0]} starting states.")
+    if isinstance(cond, Tensor) and cond.ndim > 0 and cond.shape[0] != n:
+        raise ValueError(f"cond has shape {tuple(cond.shape)} for {n} samples: give one condition per sample.")
     recipe = as_noise(space.device, seed, generator, noise)
     recipe.check(n)
     begin = ends(process, t0, t1, grid)[0]
@@ -95,6 +98,13 @@ def sample(
         if not done:
             raise
         interrupted = True
+    except NonFiniteError as error:
+        if size < n:
+            error.samples = [start + i for i in error.samples]
+            error.add_note(
+                f"Counted through all batches of {size}, as in .samples: samples {error.samples[:5]} of {n}."
+            )
+        raise
     finally:
         bar.close()
     return _joined(done, interrupted)
@@ -111,12 +121,20 @@ class _Space:
     @staticmethod
     def of(process: SDE, x: Tensor | None, event_shape: Any, device: Any, dtype: Any) -> _Space:
         if x is not None:
+            if (event_shape, device, dtype) != (None, None, None):
+                raise ValueError(
+                    "x= fixes the shape, device and dtype of states: leave out event_shape, device and dtype."
+                )
             check_state(x)
             return _Space(tuple(x.shape[1:]), x.device, x.dtype)
         score = getattr(process, "score", None)
         shape = event_shape if event_shape is not None else getattr(score, "event_shape", None)
         if shape is None:
             raise ValueError("The shape of one sample is unknown: pass event_shape=, e.g. event_shape=(2,).")
+        if isinstance(shape, int):
+            raise TypeError(f"event_shape = {shape} must be a tuple: event_shape=({shape},).")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype = {dtype} must be a real floating-point dtype, such as torch.float32.")
         device = device or getattr(score, "device", None) or "cpu"
         return _Space(tuple(shape), torch.device(device), dtype or getattr(score, "dtype", None) or torch.float32)
 

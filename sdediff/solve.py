@@ -81,6 +81,7 @@ def solve(
     _check_coupling(solver, recipe)
     if cond is not None:
         process = _given(process, cond, x.shape[0])
+    last = _denoiser(process) if denoise else None
     run = _Run(process, x, t0, t1, recipe, save_at, progress, callback, differentiable)
     started = time.perf_counter()
     with torch.set_grad_enabled(differentiable), counting.count() as tally:
@@ -91,7 +92,7 @@ def solve(
             times, states, stats = run.fixed(
                 solver, resolve(process, t0, t1, steps=steps, dt=dt, grid=grid, save_at=save_at)
             )
-        x = _denoised(process, states[-1], t1) if denoise else states[-1]
+        x = states[-1] if last is None else last(states[-1], t1)
     nfe = stats.pop("nfe", None)
     counts = {"nfe": _per_sample(tally.rows, x.shape[0]) if nfe is None else nfe, "score_calls": tally.calls}
     stats = counts | stats | {"seconds": time.perf_counter() - started}
@@ -231,7 +232,9 @@ def ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[f
 
 def check_solver(solver: object, process: SDE) -> None:
     if not isinstance(process, SDE):
-        raise TypeError(f"process must be an SDE, got {type(process).__name__}.")
+        is_class = isinstance(process, type)
+        seen = f"the class {process.__name__}: write {process.__name__}(...)" if is_class else type(process).__name__
+        raise TypeError(f"process must be an SDE, got {seen}.")
     if not isinstance(solver, Method):
         hint = f": write {solver.__name__}()" if isinstance(solver, type) else ""
         raise TypeError(f"solver must be a solver object such as EulerMaruyama(), got {solver!r}{hint}.")
@@ -246,12 +249,12 @@ def _check_coupling(solver: Method, noise: Noise) -> None:
         )
 
 
-def _denoised(process: SDE, x: Tensor, t: float) -> Tensor:
+def _denoiser(process: SDE) -> Callable[[Tensor, float], Tensor]:
     if not isinstance(process, Semilinear):
         raise ValueError(
             "denoise=True needs the reversal of a linear process: only there is E[x_0 | x] known from a score."
         )
-    return process.score.data(x, t)
+    return process.score.data
 
 
 def _given(process: SDE, cond: Any, batch: int) -> SDE:
