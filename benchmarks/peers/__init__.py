@@ -1,0 +1,1 @@
+"""The libraries compared with, each driven as its documentation says."""
