@@ -1,10 +1,12 @@
 """sdediff: write f and g, get everything else."""
 
-from . import densities, grids, networks, training, verify
+from . import densities, grids, metrics, networks, plot, training, verify
+from .brownian import BrownianPath
 from .data import Standardisation
 from .diffusion import Dense, Diagonal
 from .errors import NonFiniteError, SolveError
 from .exact import ExactScore
+from .keyed import Keyed
 from .langevin import Chains, Overdamped, Phase, Underdamped, mala
 from .linear import LinearSDE
 from .noise import PerSample
@@ -23,13 +25,22 @@ from .sde import ODE, SDE
 from .solution import Solution
 from .solve import solve
 from .solvers import (
+    BAOAB,
     DDIM,
     DEIS,
     IPNDM,
     RK4,
     SEEDS2,
     SEEDS3,
+    SRA1,
+    SRI2,
+    SRIW1,
+    SRK,
+    AdaptiveHeun,
     Ancestral,
+    BogackiShampine,
+    Checkpointed,
+    DormandPrince,
     DPMSolver1,
     DPMSolver2,
     DPMSolver3,
@@ -45,6 +56,7 @@ from .solvers import (
     Heun,
     Langevin,
     Midpoint,
+    Milstein,
     PredictorCorrector,
     Restart,
     ReverseDiffusion,
@@ -52,13 +64,20 @@ from .solvers import (
     SASolver,
     Scipy,
     Solver,
+    StochasticHeun,
+    Tableau,
+    TorchDiffEq,
     TorchSDE,
+    Tsitouras,
     UniPCSolver,
+    Weak2,
 )
+from .starts import Antithetic, Sobol
 from .thresholded import Thresholded
 
 __version__ = "0.1.0"
 __all__ = [
+    "BAOAB",
     "DDIM",
     "DEIS",
     "EDM",
@@ -69,10 +88,19 @@ __all__ = [
     "SDE",
     "SEEDS2",
     "SEEDS3",
+    "SRA1",
+    "SRI2",
+    "SRIW1",
+    "SRK",
     "VE",
     "VP",
+    "AdaptiveHeun",
     "Ancestral",
+    "Antithetic",
+    "BogackiShampine",
+    "BrownianPath",
     "Chains",
+    "Checkpointed",
     "ClassifierFree",
     "CosineVP",
     "CustomVP",
@@ -85,6 +113,7 @@ __all__ = [
     "DataPrediction",
     "Dense",
     "Diagonal",
+    "DormandPrince",
     "EDMHeun",
     "EulerMaruyama",
     "ExactScore",
@@ -95,9 +124,11 @@ __all__ = [
     "FlowPrediction",
     "FunctionScore",
     "Heun",
+    "Keyed",
     "Langevin",
     "LinearSDE",
     "Midpoint",
+    "Milstein",
     "NoisePrediction",
     "NonFiniteError",
     "Overdamped",
@@ -113,20 +144,28 @@ __all__ = [
     "Scipy",
     "Score",
     "ScorePrediction",
+    "Sobol",
     "Solution",
     "SolveError",
     "Solver",
     "Standardisation",
+    "StochasticHeun",
     "SubVP",
+    "Tableau",
     "Thresholded",
+    "TorchDiffEq",
     "TorchSDE",
+    "Tsitouras",
     "Underdamped",
     "UniPCSolver",
     "VelocityPrediction",
+    "Weak2",
     "densities",
     "grids",
     "mala",
+    "metrics",
     "networks",
+    "plot",
     "sample",
     "solve",
     "training",

@@ -32,7 +32,7 @@ from .diffusion import Dense, Diagonal, Diffusion, as_diffusion, gram_divergence
 from .errors import NonFiniteError
 from .noise import Noise, as_noise
 from .score import FunctionScore, Score
-from .sde import SDE, ScoreLike
+from .sde import SDE, Kinetic, ScoreLike, halves
 
 Target = Density | ScoreLike
 """What Langevin dynamics needs to know of a law: a density, or a score ``score(x, t)``."""
@@ -75,7 +75,7 @@ class Overdamped(SDE):
         return as_diffusion(self.root(x) if callable(self.root) else self.root, x, "root")
 
 
-class Underdamped(SDE):
+class Underdamped(Kinetic):
     r"""Underdamped (kinetic) Langevin dynamics of a unit temperature.
 
     .. math:: dq = v\,d\tau, \qquad m\,dv = (s(q) - \gamma v)\,d\tau + \sqrt{2\gamma}\,dW .
@@ -239,16 +239,6 @@ def held_score(target: Target, at: float | None) -> Score:
             )
         return _DensityScore(as_density(target))
     return FunctionScore(target) if at is None else _Held(FunctionScore(target), at)
-
-
-def halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Position and velocity of a state (B, 2d)."""
-    if x.ndim != 2 or x.shape[1] % 2:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; an underdamped state is (B, 2d): torch.cat([position, velocity], 1)."
-        )
-    q, v = x.chunk(2, 1)
-    return q, v
 
 
 class _Held(Score):

@@ -253,6 +253,20 @@ class Linear(SDE):
         """The Gaussian kernel from s to a later t: an object with ``scale`` and ``variance``."""
 
 
+class Kinetic(SDE):
+    r"""Underdamped Langevin dynamics, as a splitting solver sees it.
+
+    :math:`dq = v\,dt,\; m\,dv = (s(q, t) - \gamma v)\,dt + \sqrt{2\gamma}\,dW`, with states (B, 2d): q, then v.
+    """
+
+    position_score: Any
+    """The force, s(q, t) of q's shape (B, d)."""
+    mass: Tensor
+    """m, () or (d,), float64 on the host."""
+    friction: Tensor
+    r""":math:`\gamma`, (), (d,) or a matrix (d, d), float64 on the host."""
+
+
 class Semilinear(SDE):
     r"""The reversal of a linear Gaussian process, as exponential solvers see it.
 
@@ -270,6 +284,16 @@ class Semilinear(SDE):
     @abstractmethod
     def affine(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""(a, b, w) at float64 times of any shape, with drift :math:`a\,x + b\,s(x, t)` and noise w."""
+
+
+def halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Position and velocity of a state (B, 2d)."""
+    if x.ndim != 2 or x.shape[1] % 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; an underdamped state is (B, 2d): torch.cat([position, velocity], 1)."
+        )
+    q, v = x.chunk(2, 1)
+    return q, v
 
 
 def check_coefficient(c: Coefficient, name: str) -> Coefficient:

@@ -1,7 +1,10 @@
 """Solvers: one file a family."""
 
+from .adaptive import BogackiShampine, DormandPrince, EmbeddedRungeKutta, Tsitouras
+from .adaptive_sde import AdaptiveHeun
 from .affine import Ancestral, EulerMaruyama, ExactTransition, ReverseDiffusion
-from .base import Advance, Integrator, Interval, Method, Orders, Solver, Trajectory
+from .base import Advance, Integrator, Interval, Method, Orders, Remembering, Solver, Trajectory
+from .checkpointed import Checkpointed
 from .corrector import Langevin, PredictorCorrector
 from .edm import EDMHeun
 from .exponential import (
@@ -28,10 +31,13 @@ from .runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from .scipy import Scipy
 from .srk import SRA1, SRI2, SRIW1, SRK, Tableau
 from .stochastic_heun import StochasticHeun
+from .torchdiffeq import TorchDiffEq
 from .torchsde import TorchSDE
+from .underdamped import BAOAB
 from .weak import Weak2
 
 __all__ = [
+    "BAOAB",
     "DDIM",
     "DEIS",
     "IPNDM",
@@ -42,15 +48,20 @@ __all__ = [
     "SRI2",
     "SRIW1",
     "SRK",
+    "AdaptiveHeun",
     "Advance",
     "Ancestral",
+    "BogackiShampine",
+    "Checkpointed",
     "DPMSolver1",
     "DPMSolver2",
     "DPMSolver3",
     "DPMSolverPP2M",
     "DPMSolverPP2S",
     "DPMSolverPP3M",
+    "DormandPrince",
     "EDMHeun",
+    "EmbeddedRungeKutta",
     "EulerMaruyama",
     "ExactTransition",
     "ExponentialAdams",
@@ -65,6 +76,7 @@ __all__ = [
     "Milstein",
     "Orders",
     "PredictorCorrector",
+    "Remembering",
     "Restart",
     "ReverseDiffusion",
     "RungeKutta",
@@ -73,8 +85,10 @@ __all__ = [
     "Solver",
     "StochasticHeun",
     "Tableau",
+    "TorchDiffEq",
     "TorchSDE",
     "Trajectory",
+    "Tsitouras",
     "UniPCSolver",
     "Weak2",
 ]

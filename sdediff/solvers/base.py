@@ -43,6 +43,11 @@ class Remembering:
         return self.advance(k, x)
 
 
+def memory_of(*advances: Advance) -> tuple[MutableSequence[Tensor], ...]:
+    """The lists in which these remember earlier steps, for a solver made of others."""
+    return tuple(part for advance in advances if isinstance(advance, Remembering) for part in advance.memory)
+
+
 @dataclass(frozen=True)
 class Orders:
     """The orders of convergence that a solver claims; None where it makes no claim."""
@@ -50,6 +55,7 @@ class Orders:
     strong: float | None = None
     strong_additive: float | None = None
     weak: float | None = None
+    weak_additive: float | None = None
     ode: float | None = None
 
 
@@ -132,5 +138,6 @@ def _article(kind: type) -> str:
         "ODE": "an ODE",
         "Semilinear": "the reversal of a linear SDE",
         "Linear": "a linear SDE",
+        "Kinetic": "underdamped Langevin dynamics such as Underdamped",
     }
     return described.get(name, f"a process of type {name}")

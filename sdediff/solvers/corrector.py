@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..noise import Stream
 from ..sde import SDE, Semilinear
-from .base import Advance, Solver
+from .base import Advance, Remembering, Solver, memory_of
 
 
 class Langevin:
@@ -74,4 +74,4 @@ class PredictorCorrector(Solver):
         assert isinstance(process, Semilinear)
         predict = self.predictor.prepare(process, grid, noise)
         correct = self.corrector.prepare(process, grid[1:], noise)
-        return lambda k, x: correct(k, predict(k, x))
+        return Remembering(lambda k, x: correct(k, predict(k, x)), *memory_of(predict))

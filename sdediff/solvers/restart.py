@@ -13,7 +13,7 @@ from torch import Tensor
 from ..grids import Grid
 from ..noise import Stream
 from ..sde import SDE, Semilinear
-from .base import Advance, Solver
+from .base import Advance, Remembering, Solver, memory_of
 
 
 class Restart(Solver):
@@ -74,4 +74,4 @@ class Restart(Solver):
                     x = down(j, x)
             return x
 
-        return advance
+        return Remembering(advance, *memory_of(outer, later))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...noise import Stream
 from ...sde import SDE, Coefficient, Semilinear, check_coefficient, evaluate
 from ..affine import check_coefficients
-from ..base import Advance, Orders, Solver
+from ..base import Advance, Orders, Remembering, Solver
 from .kernel import Held, HeldData, Steps, steps_of
 from .rules import Polynomial, Rule
 
@@ -113,7 +113,7 @@ class ExponentialMultistep(Solver):
                 return _combined(start, predictor[k], past)
             return _combined_(start, predictor[k], past)
 
-        return advance
+        return Remembering(advance, past, base)
 
     def _orders(self, process: Semilinear, steps: Steps) -> list[int]:
         """The order of each step: what history, finite nodes and guidance allow."""

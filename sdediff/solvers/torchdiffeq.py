@@ -1,0 +1,142 @@
+"""torchdiffeq's adaptive solvers for probability flows and other ODEs, and its adjoint.
+
+The whole batch is one system for torchdiffeq: its step size is shared, so results depend (within the tolerances) on the batch.
+It steps past the times where states are wanted and interpolates; here it is made to land on them, and evaluates nothing
+outside the interval.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NonFiniteError, SolveError
+from ..sde import ODE, SDE
+from .base import Integrator, Interval, Trajectory
+
+_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+
+
+class TorchDiffEq(Integrator):
+    """``torchdiffeq.odeint`` with an adaptive method, on the states' device.
+
+    Args:
+        method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
+        rtol, atol: tolerances, relative and in units of the state.
+        adjoint: compute gradients by solving the adjoint ODE backwards, in memory that does not grow with the steps, up to
+            the tolerances; used with ``differentiable=True`` and a score that is an ``nn.Module``.
+        max_evaluations: a bound on evaluations of the drift.
+
+    Raises:
+        ImportError: torchdiffeq is not installed.
+        SolveError: torchdiffeq gave up, or the bound was reached.
+        NonFiniteError: the drift or the result became NaN or infinite.
+
+    Source: Chen et al. 2018, https://arxiv.org/abs/1806.07366; https://github.com/rtqichen/torchdiffeq
+    """
+
+    requires = ODE
+    instead = "solve sde.probability_flow(score), or use EulerMaruyama or TorchSDE for an SDE with noise"
+    couples_samples = True
+
+    def __init__(
+        self,
+        method: str = "dopri5",
+        *,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        adjoint: bool = False,
+        max_evaluations: int = 100_000,
+    ):
+        if method not in _ADAPTIVE:
+            raise ValueError(
+                f"method = {method!r} is none of torchdiffeq's adaptive methods: {', '.join(_ADAPTIVE)}. For fixed steps use "
+                "RK4 or Heun."
+            )
+        for name, value in (("rtol", rtol), ("atol", atol)):
+            if not (isinstance(value, (int, float)) and value > 0):
+                raise ValueError(f"{name} = {value!r} must be positive.")
+        if max_evaluations < 1:
+            raise ValueError(f"max_evaluations = {max_evaluations} must be at least 1.")
+        self.method, self.rtol, self.atol = method, rtol, atol
+        self.adjoint, self.max_evaluations = adjoint, max_evaluations
+
+    def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:
+        """One call of torchdiffeq from each wanted time to the next."""
+        torchdiffeq = _imported()
+        drift = _Drift(process, x, interval.times, self.max_evaluations)
+        times = interval.times.to(x.device)
+        adjoint = self.adjoint and interval.differentiable
+        solve = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
+        states = [x]
+        for s, t in pairwise(times):
+            extra = {"adjoint_options": {"step_t": s.reshape(1)}} if adjoint else {}
+            try:
+                states.append(
+                    solve(
+                        drift, states[-1], torch.stack([s, t]), method=self.method, rtol=self.rtol, atol=self.atol,
+                        options={"step_t": t.reshape(1)}, **extra,
+                    )[-1]
+                )  # fmt: skip
+            except AssertionError as error:
+                raise SolveError(
+                    f"torchdiffeq's {self.method} stopped at t = {drift.latest:g} before t = {float(t):g}: {error}. Loosen "
+                    "rtol and atol, or end the solve further from t = 0."
+                ) from error
+        drift.left = self.max_evaluations  # for the adjoint
+        return Trajectory(states, steps=drift.steps, rejected=drift.rejected)
+
+
+class _Drift(nn.Module):
+    """The drift as torchdiffeq wants it, f(t, y); bounded, checked, and counting the steps."""
+
+    def __init__(self, process: SDE, x: Tensor, times: Tensor, most: int):
+        super().__init__()
+        self.process, self.most, self.left = process, most, most
+        self.low, self.high = float(times.min()), float(times.max())
+        self.steps = self.rejected = 0
+        self.latest = float(times[0])
+        score: Any = getattr(process, "score", None)
+        if isinstance(score, nn.Module):
+            self.score = score  # so that the adjoint finds its parameters
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        t = t.to(torch.float64).clamp(self.low, self.high)  # its guess of the first step may reach beyond
+        self.latest = float(t)
+        if self.left == 0:
+            raise SolveError(
+                f"The solve reached max_evaluations = {self.most} at t = {self.latest:g}: loosen the tolerances or raise the "
+                "bound."
+            )
+        self.left -= 1
+        slope = self.process.drift(y, t)
+        if not bool(torch.isfinite(slope).all()):
+            rows = torch.nonzero(~torch.isfinite(slope).reshape(len(y), -1).all(1)).flatten().tolist()
+            raise NonFiniteError(
+                f"The drift is NaN or infinite at t = {self.latest:g} for {len(rows)} of {len(y)} samples (first: {rows[:5]}). "
+                "Check the score there, or end the solve further from t = 0.",
+                step=self.steps,
+                t=self.latest,
+                samples=rows,
+                state=None,
+            )
+        return slope
+
+    def callback_accept_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
+        self.steps += 1
+
+    def callback_reject_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
+        self.rejected += 1
+
+
+def _imported() -> Any:
+    try:
+        import torchdiffeq
+    except ImportError as error:
+        raise ImportError(
+            "TorchDiffEq needs torchdiffeq, of the extra [bench]: pip install 'sdediff[bench]'."
+        ) from error
+    return torchdiffeq
