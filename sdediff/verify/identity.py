@@ -16,6 +16,7 @@ where the law is known as a function of t, see that as well, and the start of th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,8 @@ TOLERANCE = 1e-9
 
 _POINTS = 256
 _DIRECTIONS = 4
-_STEPS = 16  # of the coarser chain; the finer takes twice as many
+_PER_RELAXATION = 8  # steps of the coarser chain in the relaxation time of the stiffest points
+_MOST_STEPS = 64
 
 
 def langevin_identity(
@@ -57,17 +59,16 @@ def langevin_identity(
     linear SDE also :math:`\alpha(0) = 1, \sigma(0) = 0`.
 
     By particles: exact samples of p_t are run through both halves at once, and through one half after the other, for about
-    the relaxation time of the fastest direction. Their law must still be p_t. Euler-Maruyama steps have a bias
-    proportional to h, so chains of step h and h/2 share one Brownian path: what is tested is the extrapolation
-    2 φ(fine) - φ(coarse) - φ(start) of bounded functions φ, and the law of the fine chain up to the distance between the
-    two, which is its bias to first order.
+    a relaxation time. Their law must still be p_t. Euler-Maruyama steps have a bias proportional to h, so chains of step h
+    and h/2 share one Brownian path: what is tested is the extrapolation 2 φ(fine) - φ(coarse) - φ(start) of bounded
+    functions φ, and the law of the fine chain up to the distance between the two, which is its bias to first order.
 
     Args:
         sde: the forward process, its f and g differentiable in x.
         density: the law at t = 0 of a linear SDE, where it has a closed form under it; else the law at t itself, any with a
             smooth ``log_prob`` and a ``sample``.
         t: the time, inside the domain.
-        score: the score to put to the test, differentiable in x; that of the law by default.
+        score: the score to put to the test, float64 and differentiable in x; that of the law by default.
         n: how many particles.
         particles: False for the exact part alone.
         level: the probability of a false alarm, for all tests by particles together.
@@ -83,10 +84,10 @@ def langevin_identity(
     rows = _exact_rows(law, pair, t, seed)
     notes = [f"law: {law}.", f"exact: {_POINTS} samples of p_t, float64, derivatives independent of the package's own."]
     if particles:
-        duration = _relaxation_time(pair, law, t, seed)
-        rows += judge(lambda n, seed: _particle_panel(pair, law, t, duration, n, seed), n, seed, level)
+        pace = _pace(pair, law, t, seed)
+        rows += judge(lambda n, seed: _particle_panel(pair, law, t, pace, n, seed), n, seed, level)
         notes.append(
-            f"particles: {n:,}, for a time {duration:.3g} in {_STEPS} and {2 * _STEPS} steps; level {level:g} for all "
+            f"particles: {n:,}, for a time {pace[0]:.3g} in {pace[1]} and {2 * pace[1]} steps; level {level:g} for all "
             "tests together, each effect detected with probability 0.99."
         )
     return Report(f"Langevin identity of {type(sde).__name__} at t = {t:g}", rows, tuple(notes))
@@ -181,14 +182,21 @@ def _rate_of_change(law: Law, x: Tensor, t: float) -> Tensor:
     return rate[None]
 
 
-def _relaxation_time(pair: _Pair, law: Law, t: float, seed: int) -> float:
-    """The inverse of the rate at which the Langevin drift contracts or expands, in all but its stiffest 5 % of points."""
+def _pace(pair: _Pair, law: Law, t: float, seed: int) -> tuple[float, int]:
+    """How long particles run, and in how many steps of the coarser chain.
+
+    The rate at a point is the norm of the Jacobian of the Langevin drift. Steps are short for all but the stiffest 1 % of
+    points, which would be unstable; the run lasts a relaxation time of the typical point if it takes no more than
+    ``_MOST_STEPS``.
+    """
     x = law.sample(_POINTS, t, torch.Generator().manual_seed(seed))
     rates = torch.linalg.matrix_norm(jacobian(pair.drift, x), 2)
-    return 1 / float(rates.quantile(0.95))
+    typical, stiff = float(rates.median()), float(rates.quantile(0.99))
+    steps = min(_MOST_STEPS, math.ceil(_PER_RELAXATION * stiff / typical))
+    return min(1 / typical, steps / (_PER_RELAXATION * stiff)), steps
 
 
-def _particle_panel(pair: _Pair, law: Law, t: float, duration: float, n: int, seed: int) -> dict[str, Outcome]:
+def _particle_panel(pair: _Pair, law: Law, t: float, pace: tuple[float, int], n: int, seed: int) -> dict[str, Outcome]:
     generator = torch.Generator().manual_seed(seed)
     reference = law.sample(4 * n, t, generator)  # fresh: no particle starts there
     directions = random_directions(_DIRECTIONS, reference, generator)
@@ -196,7 +204,7 @@ def _particle_panel(pair: _Pair, law: Law, t: float, duration: float, n: int, se
     panel = {}
     for name, split in (("halves at once", False), ("halves in turn", True)):
         start = law.sample(n, t, generator)
-        coarse, fine = _coupled_chains(pair, start, duration, split, generator)
+        coarse, fine = _coupled_chains(pair, start, pace, split, generator)
         before, rough, after = (features(x) for x in (start, coarse, fine))
         shifts = (2 * after - rough - before) / before.std(0)
         panel[f"{name}: means of {shifts.shape[1]} functions"] = worst([z_test(v, unit="sd") for v in shifts.unbind(1)])
@@ -207,12 +215,13 @@ def _particle_panel(pair: _Pair, law: Law, t: float, duration: float, n: int, se
 
 
 def _coupled_chains(
-    pair: _Pair, x: Tensor, duration: float, split: bool, generator: torch.Generator
+    pair: _Pair, x: Tensor, pace: tuple[float, int], split: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Chains of step h and h/2 from x, on one Brownian path."""
-    h = duration / _STEPS
+    duration, steps = pace
+    h = duration / steps
     coarse = fine = x
-    for _ in range(_STEPS):
+    for _ in range(steps):
         first, second = (pair.increments(x, 0.5 * h, generator) for _ in range(2))
         fine = pair.step(pair.step(fine, 0.5 * h, first, split), 0.5 * h, second, split)
         coarse = pair.step(coarse, h, (first[0] + second[0], first[1] + second[1]), split)

@@ -110,7 +110,7 @@ def ks_two_sample(x: Tensor, y: Tensor, *, margin: float = 0.0) -> Outcome:
     """Kolmogorov-Smirnov test that x (n,) and y (m,), independent, have one law up to ``margin``; asymptotic."""
     x, y = x.double().sort().values, y.double().sort().values
     both = torch.cat([x, y])
-    below = [torch.searchsorted(v, both, right=True) / len(v) for v in (x, y)]
+    below = [torch.searchsorted(v, both, right=True).double() / len(v) for v in (x, y)]
     distance, n = float((below[0] - below[1]).abs().max()), len(x) * len(y) / (len(x) + len(y))
     p = 0.0 if math.isnan(float(both.sum())) else float(special.kolmogorov(math.sqrt(n) * max(distance - margin, 0.0)))
     return Outcome(distance, 0.83 / math.sqrt(n), p, lambda level: margin + _ks_effect(n, level), "in F")
