@@ -123,6 +123,7 @@ def test_tables_and_formulas_render(page):
         assert plain.count("$") % 2 == 0, f"{name(page)}: unbalanced $ in {line!r}"
         for formula in re.findall(r"\$([^$]+)\$", plain):  # Markdown eats a backslash before punctuation
             assert not re.search(r"\\[^A-Za-z]", formula), f"{name(page)}: write {formula!r} in a math block"
+            assert not re.search(r"[^\w\\]_", formula), f"{name(page)}: {formula!r} has the _ of an emphasis"
 
 
 def recipes() -> dict[str, tuple[int, Block]]:

@@ -51,7 +51,7 @@ def test_an_example_has_help_and_refuses_what_it_does_not_know(script, option, c
         runpy.run_path(str(script), run_name="__main__")
     printed = capsys.readouterr()
     assert end.value.code == code
-    assert "--seed" in printed.out if code == 0 else "--sede" in printed.err
+    assert "--out" in printed.out if code == 0 else "--sede" in printed.err
 
 
 def test_custom_sde(capsys, somewhere_else):
@@ -68,6 +68,15 @@ def test_custom_sde(capsys, somewhere_else):
     assert (somewhere_else / "custom.png").stat().st_size > 10_000
 
 
+def test_langevin_identity(capsys, somewhere_else, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["langevin_identity.py", "--out", "pictures", "--particles", "2000"])
+    example("langevin_identity").main()
+    verdicts = [line[:4] for line in capsys.readouterr().out.splitlines() if line.startswith(("PASS", "FAIL"))]
+    assert verdicts == ["PASS", "PASS", "FAIL", "PASS"]  # the third forgets a term, and is caught
+    pictures = list((somewhere_else / "pictures").glob("*.png"))
+    assert len(pictures) == 4 and all(picture.stat().st_size > 10_000 for picture in pictures)
+
+
 def test_compare_solvers(capsys, somewhere_else):
     errors, floor = example("compare_solvers").main(n=2000, budgets=(24, 48, 96), out="solvers.png")
     flow, noisy = errors.values()
@@ -80,3 +89,14 @@ def test_compare_solvers(capsys, somewhere_else):
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*flow, *noisy]) and "noise floor" in printed
     assert (somewhere_else / "solvers.png").stat().st_size > 10_000
+
+
+def test_train_and_sample(capsys, somewhere_else):
+    errors, distances = example("train_and_sample").main(n=1000, steps=200, out="there/picture.png")
+    # After 20 steps these are 0.35, 0.07, 0.007, and the distances 0.03.
+    assert errors[0.0] < 0.2 and errors[-2.0] < 0.04 and errors[-4.0] < 0.005
+    assert distances["noise floor"] < 0.005 and max(distances.values()) < 0.025
+    printed = capsys.readouterr().out
+    assert "200 steps" in printed and "energy distance from the exact law" in printed
+    assert (somewhere_else / "there" / "score.safetensors").is_file()
+    assert (somewhere_else / "there" / "picture.png").stat().st_size > 10_000
