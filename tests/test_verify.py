@@ -494,8 +494,8 @@ def test_retry_has_its_level():
 
     for first, second in uniform:
         again = []
-        passed = statistics.retry(outcome(first), lambda s=second, a=again: a.append(1) or outcome(s), level)[1]
-        failed, repeated = failed + (not passed), repeated + bool(again)
+        decided, limit = statistics.retry(outcome(first), lambda s=second, a=again: a.append(1) or outcome(s), level)
+        failed, repeated = failed + (decided.p <= limit), repeated + bool(again)
     assert failed / len(uniform) == pytest.approx(level, rel=0.11)  # 5 standard errors
     assert repeated / len(uniform) == pytest.approx(math.sqrt(0.005), rel=0.04)
 
@@ -573,7 +573,7 @@ def sample_report(p=0.4):
 def test_report_prints_a_table():
     lines = str(sample_report()).splitlines()
     header, exact_line, test_line = lines[2], lines[4], lines[5]
-    for column, cells in (("limit", ("≤ 1e-09", "p > 1.0e-03")), ("verdict", ("PASS", "PASS"))):
+    for column, cells in (("limit", ("≤ 1e-09", "p > 5.0e-04")), ("verdict", ("PASS", "PASS"))):
         assert [line.index(cell) for line, cell in zip((exact_line, test_line), cells, strict=True)] == [
             header.index(column)
         ] * 2
@@ -608,7 +608,7 @@ def test_report_plots_each_row_on_its_side_of_the_limit():
     figure = sample_report(1e-7).plot()
     assert isinstance(figure, matplotlib.figure.Figure)
     ends = [bar.get_x() + bar.get_width() for bar in figure.axes[0].patches]
-    assert ends == pytest.approx([math.log10(3e-15 / 1e-9), math.log10(1e-3 / 1e-7)])
+    assert ends == pytest.approx([math.log10(3e-15 / 1e-9), math.log10(5e-4 / 1e-7)])
 
 
 def test_judge_repeats_doubtful_tests_alone_with_more_samples():
@@ -623,7 +623,9 @@ def test_judge_repeats_doubtful_tests_alone_with_more_samples():
     rows = {row.what: row for row in report.judge(panel, 100, 7, 3e-3)}
     assert len(calls) == 2 and calls[1][0] == 400 and calls[1][1] != 7
     assert {name: row.passed for name, row in rows.items()} == {"clear": True, "doubtful": True, "wrong": False}
-    assert rows["clear"].p == 0.5 and rows["doubtful"].p == 0.9 and rows["clear"].limit == pytest.approx(1e-3)
+    assert all(row.passed == (row.p > row.limit) for row in rows.values())
+    assert rows["doubtful"].limit == pytest.approx(math.sqrt(5e-4))
+    assert rows["clear"].p == 0.5 and rows["doubtful"].p == 0.9 and rows["clear"].limit == pytest.approx(5e-4)
 
 
 # ---- what is refused ------------------------------------------------------------------------------------------

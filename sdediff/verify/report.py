@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -24,7 +25,7 @@ class Row:
         what: what was compared.
         statistic: what was measured.
         floor: the same where all is right: rounding for an exact check, one standard error or a median for a test.
-        limit: for an exact check the largest statistic that passes; for a test its level, which p must exceed.
+        limit: for an exact check the largest statistic that passes; for a test what p must exceed.
         p: the p-value of a test, None for an exact check.
         detectable: the smallest effect that a test sees with probability 0.99; for an exact check the limit.
         unit: of the statistic and the effect.
@@ -78,8 +79,9 @@ class Report:
             "  ".join(_aligned(c, w, k) for k, (c, w) in enumerate(zip(line, widths, strict=True))) for line in cells
         ]
         lines = [line.rstrip() for line in lines]
-        rule = "─" * max(map(len, lines))
-        notes = [f"  {note}" for note in self.notes]
+        width = max(map(len, lines))
+        rule = "─" * width
+        notes = [textwrap.fill(note, width, initial_indent="  ", subsequent_indent="    ") for note in self.notes]
         return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *notes, self.summary])
 
     @property
@@ -113,7 +115,7 @@ class Report:
     _repr_html_ = to_html
 
     def plot(self) -> Any:
-        """A matplotlib Figure: each row's distance from its limit, in powers of ten; beyond the line is a failure."""
+        """A matplotlib Figure: how far each row lies from its limit, in powers of ten; to the right of it is failure."""
         from matplotlib.figure import Figure
 
         count = len(self.rows)
@@ -121,15 +123,21 @@ class Report:
         axes = figure.subplots()
         lengths = [min(max(row.excess, -_REACH), _REACH) for row in self.rows]
         colours = ["#2a7f9e" if row.passed else "#c8452f" for row in self.rows]
-        axes.barh(range(count), [length + _REACH for length in lengths], left=-_REACH, color=colours, height=0.62)
+        axes.barh(range(count), lengths, color=colours, height=0.62)
         for k, (row, length) in enumerate(zip(self.rows, lengths, strict=True)):
             label = f"{row.statistic:.2g}" if row.p is None else f"p = {row.p:.2g}"
-            axes.annotate(label, (length, k), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+            side, align = (4, "left") if length > 0 else (-4, "right")
+            axes.annotate(
+                label, (length, k), xytext=(side, 0), textcoords="offset points", va="center", ha=align, fontsize=8
+            )
         axes.axvline(0, color="black", linewidth=1)
         axes.set_yticks(range(count), [row.what for row in self.rows], fontsize=8)
-        axes.invert_yaxis()
-        axes.set_xlim(-_REACH, _REACH * 1.25)
-        axes.set_xlabel(r"evidence against: $\log_{10}$(residual / tolerance) or $\log_{10}$(level / p)", fontsize=8)
+        axes.set_ylim(count - 0.4, -0.6)
+        axes.set_xlim(-1.2 * _REACH, 1.2 * _REACH)
+        axes.set_xlabel(
+            r"passes   $\leftarrow$   $\log_{10}$(residual / limit) or $\log_{10}$(limit / p)   $\rightarrow$   fails",
+            fontsize=8,
+        )
         axes.tick_params(axis="x", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         figure.suptitle(f"{self.title}: {'PASS' if self.passed else 'FAIL'}", fontsize=10)
@@ -152,9 +160,9 @@ def judge(panel: Panel, n: int, seed: int, level: float) -> tuple[Row, ...]:
     again = cache(lambda: panel(4 * n, seed + 1_000_003))
     rows = []
     for what, outcome in first.items():
-        decided, passed = retry(outcome, lambda what=what: again()[what], share)  # type: ignore[misc]
-        effect = decided.detectable(0.5 * share)
-        rows.append(Row(what, decided.statistic, decided.floor, share, decided.p, effect, decided.unit, passed))
+        decided, limit = retry(outcome, lambda what=what: again()[what], share)  # type: ignore[misc]
+        effect, passed = decided.detectable(0.5 * share), decided.p > limit
+        rows.append(Row(what, decided.statistic, decided.floor, limit, decided.p, effect, decided.unit, passed))
     return tuple(rows)
 
 

@@ -116,18 +116,16 @@ def ks_two_sample(x: Tensor, y: Tensor, *, margin: float = 0.0) -> Outcome:
     return Outcome(distance, 0.83 / math.sqrt(n), p, lambda level: margin + _ks_effect(n, level), "in F")
 
 
-def retry(first: Outcome, again: Callable[[], Outcome], level: float) -> tuple[Outcome, bool]:
-    r"""Whether a test passes at false-alarm rate ``level``, and the outcome that decided it.
+def retry(first: Outcome, again: Callable[[], Outcome], level: float) -> tuple[Outcome, float]:
+    r"""The outcome that decides a test at false-alarm rate ``level``, and the limit that its p-value must exceed.
 
-    With b = level/2: fail at p <= b, pass at p > b + √b, and in between repeat once, on fresh and more samples, and fail at
-    p <= √b. Each of the two ways to fail has probability b. Doubtful cases are looked at again, with more power, instead
-    of being let pass or fail by a hair.
+    With b = level/2: the first outcome decides, with limit b, unless b < p <= b + √b. In that case of doubt the test is
+    repeated, on fresh and more samples, and decided with limit √b. Each of the two ways to fail has probability b.
     """
     b = 0.5 * level
-    if not b < first.p <= b + math.sqrt(b):
-        return first, first.p > b
-    second = again()
-    return second, second.p > math.sqrt(b)
+    if b < first.p <= b + math.sqrt(b):
+        return again(), math.sqrt(b)
+    return first, b
 
 
 def sign_flip(differences: Tensor, *, flips: int = 9_999, seed: int = 0) -> float:
