@@ -240,7 +240,9 @@ def test_a_network_in_half_precision_has_a_schedule_in_float32_and_sees_every_ti
 def test_states_in_half_precision_get_their_schedule_in_float32():
     x, t = randn(512, 2).bfloat16(), torch.linspace(1e-3, 1, 512)
     sde = sd.VP()
-    got = sd.NoisePrediction(sde, Spy(torch.bfloat16)).data(x, t)
+    spy = Spy(torch.bfloat16)
+    got = sd.NoisePrediction(sde, spy).data(x, t)
+    assert spy.seen[0][1].dtype == torch.float32 and len(spy.seen[0][1].unique()) == 512
     want = (x.float() - sde.sigma(t)[:, None]) / sde.alpha(t)[:, None]
     assert got.dtype == torch.bfloat16 and torch.equal(got, want.bfloat16())
 

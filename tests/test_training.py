@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -747,3 +749,14 @@ def test_results_are_plain_and_frozen():
     got = quick()
     with pytest.raises(dataclasses.FrozenInstanceError):
         got.seconds = 0.0
+
+
+def test_the_example_trains_saves_loads_and_samples(tmp_path, capsys):
+    script = Path(__file__).parents[1] / "examples" / "train_and_sample.py"
+    out = tmp_path / "new" / "picture.png"
+    errors, distances = runpy.run_path(str(script))["main"](n=500, steps=300, out=str(out))
+    assert errors[-4.0] < errors[-2.0] < 0.05 and errors[0.0] < 0.3  # a fraction of the noise; 1 is knowing nothing
+    assert set(distances) == {"noise floor", "Euler-Maruyama", "DDIM", "DPM-Solver++ 2M"}
+    assert max(distances.values()) < 0.03  # samples of N(0, I) are 0.06 away
+    assert "wrote" in capsys.readouterr().out and out.stat().st_size > 10_000
+    assert tr.load(tmp_path / "new" / "score.safetensors").score.event_shape == (2,)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from ..data import check_data
 from ..predictions import NetworkScore
@@ -81,7 +81,7 @@ def fit(
         ema: the decay of the averaged weights.
         held_out: the fraction of the data kept out to measure the loss on; 0 for none.
         seed: of batches, times, noise and the held-out part; the network's own start is the caller's.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
         callback: called as ``callback(step, loss)`` after each step.
 
     Returns:
@@ -110,7 +110,7 @@ def fit(
 
     score.train()
     try:
-        with tqdm(total=steps, disable=not progress, desc="training") as bar, torch.enable_grad():
+        with tqdm(total=steps, disable=None if progress else True, desc="training") as bar, torch.enable_grad():
             for step, rows in zip(range(steps), _batches(train, batch_size, generator), strict=False):
                 for group in optimiser.param_groups:
                     group["lr"] = lr * min(1.0, (step + 1) / max(warmup, 1)) * _cosine(step / steps)
