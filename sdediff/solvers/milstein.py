@@ -24,7 +24,7 @@ class Milstein(Solver):
     https://doi.org/10.1007/978-3-662-12616-5, section 10.3.
     """
 
-    orders = Orders(strong=1.0, strong_additive=1.0, weak=1.0, ode=1.0)
+    orders = Orders(strong=1.0, strong_additive=1.0, weak=1.0, weak_additive=1.0, ode=1.0)
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """The coefficients along the grid."""

@@ -175,11 +175,14 @@ class SRA1(SRK):
             c1=[1, 0],
             beta=[[1, 0], [0, 0], [-1, 1], [0, 0]],
         )
-        super().__init__(tableau, Orders(strong_additive=1.5, weak=2.0, ode=2.0))
+        super().__init__(tableau, Orders(strong_additive=1.5, weak_additive=2.0, ode=2.0))
 
 
 class SRIW1(SRK):
-    """Strong order 1.5 and weak order 2 for diagonal noise; two evaluations a step, and four of g."""
+    """Strong order 1.5 for diagonal noise; two evaluations a step, and four of g.
+
+    Its weak order is 1.5 as well, or 2 for additive noise: for expectations under diagonal noise take :class:`Weak2`.
+    """
 
     def __init__(self) -> None:
         tableau = Tableau(
@@ -191,7 +194,7 @@ class SRIW1(SRK):
             c1=[0, 1 / 4, 1, 1 / 4],
             beta=[[-1, 4 / 3, 2 / 3, 0], [-1, 4 / 3, -1 / 3, 0], [2, -4 / 3, -2 / 3, 0], [-2, 5 / 3, -2 / 3, 1]],
         )
-        super().__init__(tableau, Orders(strong=1.5, strong_additive=1.5, weak=2.0, ode=2.0))
+        super().__init__(tableau, Orders(strong=1.5, strong_additive=1.5, weak=1.5, weak_additive=2.0, ode=2.0))
 
 
 class SRI2(SRK):
@@ -207,4 +210,4 @@ class SRI2(SRK):
             c1=[0, 1 / 4, 1, 1 / 4],
             beta=[[-1, 4 / 3, 2 / 3, 0], [1, -4 / 3, 1 / 3, 0], [2, -4 / 3, -2 / 3, 0], [-2, 5 / 3, -2 / 3, 1]],
         )
-        super().__init__(tableau, Orders(strong=1.5, strong_additive=1.5, weak=2.0, ode=3.0))
+        super().__init__(tableau, Orders(strong=1.5, strong_additive=1.5, weak=1.5, weak_additive=2.0, ode=3.0))

@@ -24,7 +24,7 @@ class StochasticHeun(Solver):
     with h = t - s, minus on a rising and plus on a falling clock, and
     :math:`c_i = \tfrac12\sum_{jk}G_{jk}\partial_j G_{ik}`, for diagonal noise :math:`\tfrac12 g_i\,\partial_i g_i`. Two
     evaluations a step, both at grid times. Takes any noise; the strong order is 1 where the noises of different coordinates
-    commute (each :math:`g_i` depends on :math:`x_i` alone, or G on no state), else 1/2. For additive noise the weak order is 2.
+    commute (each :math:`g_i` depends on :math:`x_i` alone, or G on no state), else 1/2. The weak order is 1, or 2 for additive noise.
 
     The derivatives are taken by automatic differentiation, where G depends on the state: d backward passes through g (with
     d coordinates), or m for a matrix (B, d, m).
@@ -33,7 +33,7 @@ class StochasticHeun(Solver):
     https://doi.org/10.1007/978-3-662-12616-5, section 4.9 (the conversion).
     """
 
-    orders = Orders(strong=1.0, strong_additive=1.0, weak=1.0, ode=2.0)
+    orders = Orders(strong=1.0, strong_additive=1.0, weak=1.0, weak_additive=2.0, ode=2.0)
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """The coefficients along the grid."""

@@ -28,7 +28,7 @@ class Weak2(Solver):
     Source: Kloeden and Platen 1992, https://doi.org/10.1007/978-3-662-12616-5, section 15.1.
     """
 
-    orders = Orders(strong=1.0, strong_additive=1.0, weak=2.0, ode=2.0)
+    orders = Orders(strong=1.0, strong_additive=1.0, weak=2.0, weak_additive=2.0, ode=2.0)
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """The coefficients along the grid."""
