@@ -44,7 +44,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "Creating .venv with $$("$$python" --version) (first time: about a minute, more if torch is downloaded)"; \
 	  "$$python" -m venv --clear .venv; \
 	else echo "Updating .venv (pyproject.toml or constraints.txt changed)"; fi
-	@$(PIP) -e '.[dev,train]' || { echo "Installing into .venv failed (see above); run make again to start afresh" >&2; exit 1; }
+	@$(PIP) -e '.[dev,train,diffusers]' || { echo "Installing into .venv failed (see above); run make again to start afresh" >&2; exit 1; }
 	@touch $@
 
 .venv/.bench: $(READY)
