@@ -7,6 +7,7 @@ which is built here from the solve's seed and step, so that results are repeatab
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -14,9 +15,10 @@ import torch
 import torchsde
 from torch import Tensor, nn
 
-from ..diffusion import Dense
+from ..diffusion import Dense, Diffusion
 from ..sde import SDE
 from .base import Integrator, Interval, Trajectory
+from .diffusions import check_own
 
 
 class TorchSDE(Integrator):
@@ -25,9 +27,15 @@ class TorchSDE(Integrator):
     Args:
         method: an Itô method of torchsde: "euler", "milstein" or "srk".
         adjoint: compute gradients by torchsde's stochastic adjoint, in memory that does not grow with the steps; used with
-            ``differentiable=True`` and a score that is an ``nn.Module``.
+            ``differentiable=True``. It reaches the parameters of every ``nn.Module`` that the process computes with; not
+            those hidden in a plain function, nor a condition.
 
-    torchsde evaluates the drift once more than it steps, to check shapes; this is counted.
+    torchsde evaluates the drift once more than it steps, to check shapes; this is counted. Its methods other than "euler"
+    leave out what couples the noises of different coordinates, so a g_i that depends on x_j is refused.
+
+    Raises:
+        TypeError, ValueError: the noise is a matrix or depends on other coordinates, where the method is not "euler"; or the
+            adjoint finds neither parameters nor a state that wants gradients.
 
     Source: Li et al. 2020, https://arxiv.org/abs/2001.01328; https://github.com/google-research/torchsde
     """
@@ -44,8 +52,10 @@ class TorchSDE(Integrator):
     def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:
         """One call of torchsde from each wanted time to the next, on one Brownian path."""
         assert interval.dt is not None
-        falling = bool(interval.times[-1] < interval.times[0])
-        system = _System(process, x, falling)
+        falling, start = bool(interval.times[-1] < interval.times[0]), float(interval.times[0])
+        if self.method != "euler":
+            check_own(self, lambda at: process.diffusion(at, start), x)
+        system = _System(process, x, process.diffusion(x, start), falling)
         clock = (-interval.times if falling else interval.times).to(torch.float64)
         path = torchsde.BrownianInterval(
             t0=float(clock[0]),
@@ -57,7 +67,13 @@ class TorchSDE(Integrator):
             dt=interval.dt,
             levy_area_approximation=self._levy,
         )
-        solve = torchsde.sdeint_adjoint if self.adjoint and interval.differentiable else torchsde.sdeint
+        adjoint = self.adjoint and interval.differentiable
+        if adjoint and not x.requires_grad and not any(p.requires_grad for p in system.parameters()):
+            raise ValueError(
+                "The adjoint finds no parameters and x wants no gradient: give the network as an nn.Module, as in "
+                "NoisePrediction(sde, net) or FunctionScore(net), and not inside a function."
+            )
+        solve = torchsde.sdeint_adjoint if adjoint else torchsde.sdeint
         states, steps, y = [x], 0, x.reshape(x.shape[0], -1)
         for s, t in pairwise(clock):
             count = max(1, math.ceil(float(t - s) / interval.dt - 1e-9))
@@ -74,13 +90,10 @@ class _System(nn.Module):
 
     sde_type = "ito"
 
-    def __init__(self, process: SDE, x: Tensor, falling: bool):
+    def __init__(self, process: SDE, x: Tensor, diffusion: Diffusion, falling: bool):
         super().__init__()
         self.process, self.shape, self.sign = process, x.shape, -1.0 if falling else 1.0
-        score: Any = getattr(process, "score", None)
-        if isinstance(score, nn.Module):
-            self.score = score  # so that the adjoint finds its parameters
-        diffusion = process.diffusion(x, process.t_max if falling else 0.0)
+        self.learned = nn.ModuleList(dict.fromkeys(_modules(process)))  # whose parameters the adjoint differentiates by
         self.noise_type = "general" if isinstance(diffusion, Dense) else "diagonal"
         noise = diffusion.noise_shape(x)
         self.noise_size = (noise[0], noise.numel() // noise[0])
@@ -98,3 +111,13 @@ class _System(nn.Module):
 
     def _time(self, s: Tensor) -> Tensor:
         return (self.sign * s).double().clamp(0.0, self.process.t_max)
+
+
+def _modules(owner: Any) -> Iterator[nn.Module]:
+    """The modules that a process or a score computes with, however deeply they are wrapped."""
+    if isinstance(owner, nn.Module):
+        yield owner
+    for name in ("sde", "score", "function"):
+        part = getattr(owner, name, None)
+        if part is not None:
+            yield from _modules(part)
