@@ -47,7 +47,7 @@ class AdaptiveHeun(Adaptive):
     """
 
     orders = Orders(strong=1.0, strong_additive=1.0, weak=1.0, ode=2.0)
-    controller = Controller(1.5, memory=0.4)
+    controller = Controller(1.5)
 
     def __init__(self, *, rtol: float = 1e-2, atol: float = 1e-2, max_steps: int = 10_000):
         super().__init__(rtol=rtol, atol=atol, max_steps=max_steps)

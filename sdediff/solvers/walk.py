@@ -43,13 +43,13 @@ class Controller:
 
     Args:
         order: k, where the error of one step is of order :math:`h^k`; :math:`\alpha = (1 - 0.75m)/k`, :math:`\beta = m/k`.
-        memory: m, how much the error before counts.
+        memory: m, how much the error before counts; above 4/7 steps no longer recover from being short.
         safety: :math:`\theta`.
         smallest, largest: bounds on the change of h from one step to the next.
     """
 
     order: float
-    memory: float = 0.2
+    memory: float = 0.4
     safety: float = 0.9
     smallest: float = 0.2
     largest: float = 10.0
