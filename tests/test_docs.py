@@ -10,13 +10,16 @@ import ast
 import contextlib
 import io
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 import sdediff as sd
+from sdediff.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
@@ -74,6 +77,28 @@ def test_every_python_block_runs_and_prints_what_the_page_shows(page, tmp_path, 
         expected = shown_output(block)
         if expected is not None:
             assert printed.getvalue() == expected, f"{name(page)}, line {block.line}"
+
+
+def command_lines() -> list[str]:
+    """The calls of sdediff on all pages."""
+    shell = [block.text for page in PAGES for block in blocks(page) if block.language == "sh"]
+    return [line for text in shell for line in text.splitlines() if line.startswith("sdediff ")]
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_command_lines_are_understood(line):
+    _, command, *arguments = shlex.split(line, comments=True)
+    known = typer.main.get_command(app).commands
+    known[command].make_context(command, arguments)  # parses, and raises on what it does not know
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_targets_of_make_exist(page):
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+    shell = "\n".join(block.text for block in blocks(page) if block.language == "sh")
+    assert set(re.findall(r"^make ([a-z]+)|`make ([a-z]+)`", shell + prose(page), re.M)) <= {
+        pair for target in targets for pair in ((target, ""), ("", target))
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
