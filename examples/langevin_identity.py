@@ -4,7 +4,7 @@ At fixed t the forward half (f, G) and the backward half (-f + ∇·D + Ds, G) o
 of p_t, which leaves p_t alone; D = GGᵀ and s = ∇log p_t. The check applies both Fokker-Planck operators to p_t, exactly,
 and then runs particles through both halves.
 
-    python examples/langevin_identity.py --out out
+    python examples/langevin_identity.py
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Forgetful(Swirl):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
+    parser.add_argument("--out", type=Path, default=Path("results/langevin_identity"), help="folder for the pictures")
     parser.add_argument("--particles", type=int, default=20_000)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
