@@ -20,6 +20,9 @@ class Law(ABC):
     moves: bool = True
     """True where this is the law of the process at every t, so that its change in time can be checked too."""
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
     @abstractmethod
     def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
         """log p_t(x) (B,), differentiable in x (B, *event) and, where the law moves, in t (B,)."""
