@@ -21,6 +21,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff import counting
+from sdediff.densities import empirical
 from sdediff.densities.boxes import window
 from sdediff.densities.mixture import QuadraticPosterior, ResidualPosterior
 
@@ -122,6 +123,9 @@ def test_the_other_densities_integrate_to_one():
     assert abs(float(board.sum()) * 0.05**2 - 1) < 1e-12
     assert float(board.max()) == pytest.approx(1 / 8)  # 8 of 16 unit squares
     assert float((board > 0).double().mean()) == pytest.approx(8 / 36)
+
+    uneven = D.Boxes([[0.0, 0.0], [2.0, 0.0]], [[1.0, 1.0], [3.0, 3.0]])  # areas 1 and 3, one height by default
+    assert uneven.log_prob(torch.tensor([[0.5, 0.5], [2.5, 2.5]])).exp().tolist() == pytest.approx([0.25, 0.25])
 
     x1, x2 = torch.arange(-7, 7, 0.1, dtype=F64), torch.arange(-4, 40, 0.1, dtype=F64)
     assert abs(float(D.Banana().log_prob(torch.cartesian_prod(x1, x2)).exp().sum()) * 0.01 - 1) < 1e-6
@@ -299,7 +303,7 @@ def test_the_window_of_a_box_keeps_its_digits():
                 assert got[2] == pytest.approx(sign * float((m + slope) / w), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["shared", "full", "line", "image", "boxes", "data"])
+@pytest.mark.parametrize("name", ["shared", "full", "full 10-D", "line", "image", "boxes", "data"])
 def test_perturbed_samples_have_the_moments_and_the_law_of_p_t(name):
     law, sde, t, n = KINDS[name].to(dtype=F64), sd.VP(), 0.3, 20_000
     score = sd.ExactScore(sde, law)
@@ -391,16 +395,17 @@ def test_float32_loses_nothing_but_the_rounding_of_its_result(name):
 
 def test_prepared_score_in_float32_is_as_good_as_its_argument():
     """Three kernels in float32: within a few roundings of x of the exact score, however small the variance."""
-    for std in (0.3, 0.1, 0.02, 0.003):
-        law = D.ring(8, 2.0, std)
+    laws = [D.ring(8, 2.0, std) for std in (0.3, 0.1, 0.02, 0.003)]
+    laws.append(D.Mixture([[100.0, 0.0], [100.0, 1.0]], std=0.5))  # two that overlap, far from the origin
+    for law in laws:
         score = sd.ExactScore(sd.EDM(), law)
         for t in (0.002, 0.1, 2.0, 60.0):
             (prepared,) = score.along(torch.tensor([t], dtype=F64))
             x = score.sample(1000, t, seed=1).float()
             error = (prepared(x).double() - score(x.double(), t)).abs().max()
-            variance = std**2 + t**2
-            # One rounding of x moves s by |x| eps / v; between modes by |dm|/v times as many weights as it moves.
-            conditioning = float(x.abs().max()) * 1.2e-7 / variance * (1 + 4.0 / variance)
+            variance = law.shared_variance + t**2
+            # One rounding of x moves s by |x| eps / v, and by as much again times |dm|²/4v where two modes d m apart meet.
+            conditioning = float(x.abs().max()) * 1.2e-7 / variance * (1 + 0.6 / variance)
             assert error < 2 * conditioning
 
 
@@ -466,10 +471,13 @@ def test_data_set_against_a_mixture_and_in_blocks(monkeypatch):
     narrow = sd.ExactScore(sd.VP(), D.Mixture(data, std=1e-9))
     for got, want in zip(whole, (narrow(x, t), narrow.data(x, t), narrow.log_prob(x, t)), strict=True):
         close(got.reshape(70, -1), want.reshape(70, -1), 1e-8)
-    monkeypatch.setattr("sdediff.densities.empirical._LOGITS", 1000)  # 3 rows, 7 atoms at a time
-    monkeypatch.setattr("sdediff.densities.empirical._ATOMS", 28)
+    monkeypatch.setattr(empirical, "_LOGITS", 1000)  # 3 rows, 7 atoms at a time
+    monkeypatch.setattr(empirical, "_ATOMS", 28)
+    average, sizes = empirical._softmax_average, []
+    monkeypatch.setattr(empirical, "_softmax_average", lambda law, *at: sizes.append(len(at[0])) or average(law, *at))
     for got, want in zip((score(x, t), score.data(x, t), score.log_prob(x, t)), whole, strict=True):
         close(got.reshape(70, -1), want.reshape(70, -1), 1e-12)
+    assert set(sizes) == {3, 1} and max(len(block) for block in score.density._blocks()) == 7
 
 
 _MEMORY = """
@@ -480,14 +488,14 @@ data = torch.rand(60_000, 784)
 x = data[:64] + 0.002 * torch.randn(64, 784)
 before = peak()
 score = sd.ExactScore(sd.EDM(), sd.densities.Empirical(data))
-score(x, 0.002), score.data(x, 1.0)
+score(x, 0.002)
 print(peak() - before)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_large_data_set_fits_in_memory():
-    """60,000 x 784 in float32 (180 MiB), 64 states: the law and its scores add less than 512 MiB."""
+    """60,000 x 784 in float32 (180 MiB), 64 states: the law and its score add less than 512 MiB."""
     done = subprocess.run([sys.executable, "-c", _MEMORY], capture_output=True, text=True, check=True)
     growth = float(done.stdout)
     assert 10 < growth < 512

@@ -1,6 +1,6 @@
 """Metrics: closed forms and small cases by hand, the null distribution of each test, and what each can see.
 
-False alarms: the random tests here have a level of 1e-4 together. p-values of 200 repeats are compared with the uniform law.
+False alarms: the random tests here have a level of 1e-4 together. p-values of 30 to 120 repeats are compared with the uniform law.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def test_energy_distance_by_hand_and_in_closed_form():
     x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [2.0]])
     assert m.energy_distance(x, y) == pytest.approx(2 * (0 + 2 + 1 + 1) / 4 - 1 - 2)  # unbiased: may be negative
     # N(0, 1) and N(mu, 1): E|X - Y| of a normal of variance 2
-    mu, n = 0.7, 2000
+    mu, n = 0.7, 1500
     apart = 2 / math.sqrt(math.pi) * math.exp(-(mu**2) / 4) + mu * math.erf(mu / 2)
     exact = 2 * apart - 4 / math.sqrt(math.pi)
     seen = [m.energy_distance(normal(n, 1, s), normal(n, 1, 100 + s, mu)) for s in range(10)]
@@ -54,12 +54,12 @@ def test_mmd_by_hand_and_in_closed_form():
 
     assert m.mmd(x, y, bandwidth=1.5) == pytest.approx(k(1) + k(2) - (1 + k(2) + 2 * k(1)) / 2)
     # N(0, I) and N(mu, I) in d dimensions: the kernel convolved with a normal of variance 2
-    mu, d, h, n = 0.5, 3, 1.3, 2000
+    mu, d, h, n = 0.5, 3, 1.3, 1200
     same = (h**2 / (h**2 + 2)) ** (d / 2)
     exact = 2 * same * (1 - math.exp(-d * mu**2 / (2 * (h**2 + 2))))
     seen = [m.mmd(normal(n, d, s), normal(n, d, 100 + s, mu), bandwidth=h) for s in range(10)]
     assert abs(stats.ttest_1samp(seen, exact).statistic) < stats.t.isf(LEVEL / 2, 9)
-    assert torch.tensor(seen).std() < 0.15 * exact
+    assert torch.tensor(seen).std() < 0.2 * exact
     assert m.median_bandwidth(torch.zeros(2, 1), torch.tensor([[3.0], [3.0]])) == 3.0
 
 
@@ -101,7 +101,7 @@ def test_kernel_stein_discrepancy_against_automatic_differentiation():
         by_a, by_b = torch.autograd.grad(k, (a, b), create_graph=True)
         mixed = sum(torch.autograd.grad(by_a[d], b, retain_graph=True)[0][d] for d in range(2))
         s, t = law.score(x[i : i + 1])[0], law.score(x[j : j + 1])[0]
-        return float(s @ t * k + s @ by_b + t @ by_a + mixed)
+        return float((s @ t * k + s @ by_b + t @ by_a + mixed).detach())
 
     total = sum(stein(i, j) for i in range(6) for j in range(6) if i != j)
     assert m.kernel_stein_discrepancy(x, law.score, scale=c) == pytest.approx(total / 30, rel=1e-10)
@@ -164,7 +164,7 @@ def test_within_mode_with_an_empty_mode():
 @pytest.mark.parametrize("law", [RING, OVERLAPPING, MOONS], ids=["separate", "overlapping", "moons"])
 def test_p_values_are_uniform_for_exact_samples(law):
     p: dict[str, list[float]] = {"occupancy": [], "mean": [], "variance": [], "projections": []}
-    for seed in range(200 if law is not MOONS else 40):
+    for seed in range(120 if law is not MOONS else 30):
         x = law.sample(2000, seed=seed)
         within = m.within_mode(x, law)
         p["occupancy"].append(m.mode_occupancy(x, law).p_value)
@@ -180,10 +180,10 @@ def test_p_values_are_uniform_for_exact_samples(law):
 
 def test_unbiased_metrics_scatter_around_zero():
     law = OVERLAPPING.to(dtype=F64)
-    pairs = [(law.sample(400, seed=2 * s), law.sample(300, seed=2 * s + 1)) for s in range(100)]
+    pairs = [(law.sample(250, seed=2 * s), law.sample(200, seed=2 * s + 1)) for s in range(80)]
     for metric in (m.energy_distance, m.mmd, lambda x, y: m.kernel_stein_discrepancy(x, law.score)):
         values = [metric(x, y) for x, y in pairs]
-        assert abs(stats.ttest_1samp(values, 0).statistic) < stats.t.isf(LEVEL / 2, 99)
+        assert abs(stats.ttest_1samp(values, 0).statistic) < stats.t.isf(LEVEL / 2, 79)
         assert min(values) < 0 < max(values)
 
 
@@ -245,7 +245,7 @@ def test_distances_see_a_dropped_mode_and_steins_does_not():
         assert metric(x, y) > 1.4 * m.noise_floor(metric, law, 1000, repeats=10).values[-1]
     assert m.ks_projections(x, law, projections=4).p_value < 1e-6
     # the score is right wherever these samples are
-    stein = m.noise_floor(lambda a, _: m.kernel_stein_discrepancy(a, law.score), law, 1000, repeats=20)
+    stein = m.noise_floor(lambda a, _: m.kernel_stein_discrepancy(a, law.score), law, 1000, repeats=10)
     assert m.kernel_stein_discrepancy(x, law.score) < 2 * stein.values[-1]
     shifted = law.sample(1000, seed=5) + torch.tensor([0.05, 0.0])
     assert m.kernel_stein_discrepancy(shifted, law.score) > 1.5 * stein.values[-1]

@@ -116,7 +116,7 @@ class Distribution(Density):
         self.event_shape = tuple(distribution.event_shape)
         # A sample is the one thing that every distribution has and that shows its device and dtype (a TransformedDistribution
         # has no mean).
-        with torch.random.fork_rng(), torch.no_grad():
+        with _forked(), torch.no_grad():
             probe = distribution.sample((1,)) if hasattr(distribution, "sample") else torch.zeros(())
         self.device, self.dtype = probe.device, probe.dtype
 
@@ -124,7 +124,7 @@ class Distribution(Density):
         """Samples of the distribution. torch.distributions takes no generator: the global one is seeded and restored."""
         if generator is None:
             return self.distribution.sample((n,))
-        with torch.random.fork_rng():
+        with _forked():
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             return self.distribution.sample((n,))
 
@@ -157,6 +157,12 @@ def host_generator(seed: int | None, generator: torch.Generator | None) -> torch
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator is on {generator.device}; densities draw on the host: use torch.Generator().")
     return generator
+
+
+def _forked() -> Any:
+    """The global generators as they were, afterwards; CUDA's too, where something has started it."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    return torch.random.fork_rng(devices=devices)
 
 
 def beside(c: Tensor, flat: Tensor) -> Tensor:
