@@ -58,7 +58,9 @@ def _adapted(target: Target, quick: bool) -> list[dict[str, Any]]:
     for budget in BUDGETS[1:]:
         grid = sd.grids.adapt(target.flow, solver, budget, pilot, solves=100 if quick else 800)
         sol = sd.solve(target.flow, target.x, solver=solver, grid=grid)
-        row = _row("sdediff", "ExponentialAdams", "adapted", sol.stats["nfe"], sol.stats["seconds"], target.errors(sol.x))
+        row = _row(
+            "sdediff", "ExponentialAdams", "adapted", sol.stats["nfe"], sol.stats["seconds"], target.errors(sol.x)
+        )
         rows.append(row | {"pilot evaluations": grid.pilot.rows, "pilot seconds": grid.pilot.seconds})
     return rows
 
@@ -86,10 +88,15 @@ def _stochastic() -> list[dict[str, Any]]:
     """Relative error of the standard deviation for data N(1, 1/4), eta = 1, exact: no sampling."""
     sde = sd.EDM(t_max=LEVELS[0], t_min=LEVELS[1])
     score = sd.ExactScore(sde, sd.densities.Mixture([[1.0]], std=0.5))
+    noisy = {
+        "SA-Solver-3": (sd.SASolver(), 1),
+        "SEEDS-3": (sd.SEEDS3(), 3),
+        "SDE-DPM-Solver++ 2M": (sd.DPMSolverPP2M(), 1),
+        "Ancestral": (sd.Ancestral(), 1),
+    }
     rows = []
     for budget in (20, 40):
-        for name, solver, cost in (("SA-Solver-3", sd.SASolver(), 1), ("SEEDS-3", sd.SEEDS3(), 3),
-                                   ("SDE-DPM-Solver++ 2M", sd.DPMSolverPP2M(), 1), ("Ancestral", sd.Ancestral(), 1)):  # fmt: skip
+        for name, (solver, cost) in noisy.items():
             for label, grid in (("log-SNR", sd.grids.LogSNR), ("Karras", sd.grids.Karras)):
                 error, nfe = _spread_error(sde, score, solver, grid(budget // cost), budget)
                 rows.append({"library": "sdediff", "solver": name, "grid": label, "nfe": nfe, "std error": error})

@@ -48,7 +48,9 @@ def _deis(order: int, options: dict[str, bool]) -> Any:
     return diffusers.DEISMultistepScheduler(beta_start=1e-4, beta_end=0.02, solver_order=order, **options)
 
 
-def solve(scheduler: Any, score: sd.Score, y: Tensor, steps: int, noise: list[Tensor] | None = None) -> tuple[Tensor, int]:
+def solve(
+    scheduler: Any, score: sd.Score, y: Tensor, steps: int, noise: list[Tensor] | None = None
+) -> tuple[Tensor, int]:
     """The end of the solve in the frame of y, and the evaluations made."""
     scheduler.set_timesteps(steps)
     levels = scheduler.sigmas.double()

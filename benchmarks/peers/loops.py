@@ -102,7 +102,14 @@ def diffrax_run(x: Tensor, steps: int, t1: float) -> Callable[[], None]:
         path = diffrax.UnsafeBrownianPath(shape=y.shape, key=key)
         terms = diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(noise, path))
         return diffrax.diffeqsolve(
-            terms, diffrax.Euler(), 0.0, 1.0 - t1, (1.0 - t1) / steps, y, max_steps=steps + 2, adjoint=diffrax.DirectAdjoint()
+            terms,
+            diffrax.Euler(),
+            0.0,
+            1.0 - t1,
+            (1.0 - t1) / steps,
+            y,
+            max_steps=steps + 2,
+            adjoint=diffrax.DirectAdjoint(),
         ).ys
 
     y, key = jnp.asarray(x.numpy()), jax.random.PRNGKey(0)
