@@ -14,6 +14,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
@@ -109,6 +110,7 @@ PREDICTION = Kind("prediction", NetworkScore, predictions)
 WEIGHTING: Kind[Any] = Kind("weighting", object, weightings)
 
 
+@cache
 def _public(module: ModuleType) -> dict[str, Constructor]:
     """The classes and functions that a module offers and whose required arguments can be typed."""
     own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]

@@ -6,16 +6,16 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from torch import Tensor
 
-from .. import __version__
+from .. import __version__, plot
 from ..data import Standardisation
 from ..networks import MLP
-from ..training import DenoisingLoss, Fit, fit, save
+from ..training import DenoisingLoss, fit, save
 from .files import folder, read_data, read_labels, write_text
 from .names import PREDICTION, PROCESS, WEIGHTING
 from .options import Device, ProcessText, Seed, device
@@ -39,7 +39,7 @@ def command(
     process: ProcessText = "VP",
     prediction: Annotated[
         str, typer.Option("--prediction", metavar="PREDICTION", help="What the network predicts.")
-    ] = "NoisePrediction",
+    ] = "VelocityPrediction",
     weighting: Annotated[
         str,
         typer.Option(
@@ -78,7 +78,7 @@ def command(
     Examples:
       sdediff train --data data.npy --out run
       sdediff train --data images.npy --labels labels.npy --out run --width 512
-      sdediff train --data data.npy --out run -p CosineVP --prediction VelocityPrediction --steps 20000
+      sdediff train --data data.npy --out run -p EDM --prediction DataPrediction --steps 20000
     """
     x = read_data(data)
     cond = None if labels is None else read_labels(labels, len(x))
@@ -114,35 +114,11 @@ def command(
     }  # fmt: skip
     write_text(out / "train.json", json.dumps(about, indent=2))
     write_text(out / "loss.csv", _table(reached.losses))
-    loss_picture(reached).savefig(out / "loss.png", dpi=150)
+    plot.loss_curve(reached.losses, reached.held_out).savefig(out / "loss.png", dpi=150)
     typer.echo(
         f"{len(reached.losses):,} steps in {reached.seconds:.0f} s, loss {about['loss']:.4f}. Written to {out}: {CHECKPOINT}, "
         f"train.json, loss.csv, loss.png. Next: sdediff sample --checkpoint {out}"
     )
-
-
-def loss_picture(reached: Fit) -> Any:
-    """A matplotlib Figure: the loss of each step, its running mean, and the loss on held-out data."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    ax = figure.subplots()
-    steps = torch.arange(1, len(reached.losses) + 1)
-    ax.plot(steps, reached.losses, color="C0", alpha=0.25, lw=0.6, label="each step")
-    window = max(1, len(steps) // 50)
-    ax.plot(steps[window - 1 :], _running_mean(reached.losses, window), color="C0", label=f"mean of {window} steps")
-    if reached.held_out:
-        ax.plot(*zip(*reached.held_out, strict=True), "o-", color="C1", ms=3, label="held-out data, averaged weights")
-    ax.set_yscale("log")
-    ax.set_xlabel("step")
-    ax.set_ylabel("denoising loss")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
-    return figure
-
-
-def _running_mean(values: Tensor, window: int) -> Tensor:
-    return values.unfold(0, window, 1).mean(1)
 
 
 def _table(losses: Tensor) -> str:

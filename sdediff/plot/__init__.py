@@ -10,6 +10,7 @@ from .images import image_sheet
 from .paths import particles, trajectories
 from .style import COLOURS, canvas
 from .tables import solver_table
+from .training import loss_curve
 
 __all__ = [
     "COLOURS",
@@ -17,6 +18,7 @@ __all__ = [
     "density",
     "gif",
     "image_sheet",
+    "loss_curve",
     "particles",
     "samples",
     "solver_table",

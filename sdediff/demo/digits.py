@@ -1,0 +1,352 @@
+"""The second half of the demo: handwritten digits, and a score that is learned.
+
+The data ship inside scikit-learn: 1,797 images of 8 x 8 pixels. A network is trained on four fifths of them, all solvers
+sample from that one score, and the samples are held against the fifth that it never saw.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import plot
+from ..compare import process_for
+from ..densities import Empirical
+from ..exact import ExactScore
+from ..metrics import energy_distance, noise_floor
+from ..networks import MLP
+from ..predictions import NetworkScore, VelocityPrediction
+from ..processes import VP
+from ..sample import sample
+from ..score import Score
+from ..solution import Solution
+from ..solvers import DPMSolverPP2M, EulerMaruyama, Langevin, Method, PredictorCorrector, Scipy
+from ..training import DenoisingLoss, Fit, fit
+from ..training import save as save_checkpoint
+from .chapter import Chapter, Effort, Picture, save
+from .page import table
+
+_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The images (N, 8, 8) in [-1, 1] and what they show, in two parts."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+    @staticmethod
+    def load(seed: int) -> Digits:
+        """Four fifths of the images to train on, one fifth to test against.
+
+        Raises:
+            ImportError: scikit-learn is not there.
+        """
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError("The digits come with scikit-learn, an extra: pip install 'sdediff[train]'.") from error
+        bunch = load_digits()
+        images = torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1  # 17 grey values, 0 to 16
+        labels = torch.tensor(bunch.target)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        test, train = order[: len(images) // 5], order[len(images) // 5 :]
+        return Digits(images[train], labels[train], images[test], labels[test])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the solver table.
+
+    Attributes:
+        solver, kind, setting: what was run.
+        nfe: score evaluations per sample.
+        seconds: for all samples.
+        energy: the energy distance to the test digits.
+        nearest: the median distance to the nearest training image.
+        read: the share of samples that a classifier of real digits reads as the class that was asked for.
+    """
+
+    solver: str
+    kind: str
+    setting: str
+    nfe: float
+    seconds: float
+    energy: float
+    nearest: float
+    read: float
+
+
+def digits_chapter(digits: Digits, out: Path, effort: Effort, seed: int, say: Callable[[str], None]) -> Chapter:
+    """Train, sample with four kinds of solver, compare with digits never seen."""
+    started = time.perf_counter()
+    sde = VP()
+    say(f"Training on {len(digits.train):,} handwritten digits")
+    reached = _train(sde, digits, effort, seed)
+    save_checkpoint(out / "digits.safetensors", reached.score)
+    save(plot.loss_curve(reached.losses, reached.held_out), out / "digits_loss.png", effort.dpi)
+    say("Sampling them with each solver")
+    judge = _Judge(digits)
+    labels = digits.train_labels[_drawn(effort.samples, len(digits.train), seed + 1)]
+    entries, runs = _entries(sde, reached.score, labels, judge, effort, seed)
+    ideal_score = ExactScore(sde, Empirical(digits.train))
+    ideal = _sampled(ideal_score, EulerMaruyama(), effort.samples, None, effort.budgets[-1], seed)
+    ideal_entry = judge.entry("ideal denoiser", "EulerMaruyama", f"{effort.budgets[-1]} steps", ideal, labels)
+    floor = noise_floor(
+        lambda x, _: energy_distance(x, digits.test), partial(_subset, digits.train), effort.samples, seed=seed
+    )
+    _solver_picture(entries, floor.upper, out / "digits_solvers.png", effort.dpi)
+    _sheets(digits, runs, labels, out / "digits_samples.png", effort.dpi)
+    _nearest(digits, runs["EulerMaruyama"].x, ideal.x, out / "digits_nearest.png", effort.dpi)
+    _strips(sde, reached.score, effort, seed, out / "digits_paths.png")
+    numbers = {
+        "train": len(digits.train),
+        "test": len(digits.test),
+        "process": "VP",
+        "prediction": "velocity",
+        "width": effort.width,
+        "depth": effort.depth,
+        "parameters": sum(p.numel() for p in reached.score.parameters()),
+        "steps": len(reached.losses),
+        "train_seconds": reached.seconds,
+        "held_out_loss": reached.held_out[-1][1] if reached.held_out else None,
+        "samples": effort.samples,
+        "floor": {"mean": floor.mean, "upper": floor.upper},
+        "nearest_of_test": judge.nearest(digits.test),
+        "read_of_test": judge.read(digits.test, digits.test_labels),
+        "solvers": [asdict(entry) for entry in entries],
+        "ideal_denoiser": asdict(ideal_entry) | {"read": None},  # it was asked for nothing
+        "seconds": time.perf_counter() - started,
+    }
+    return _chapter(numbers, entries, ideal_entry)
+
+
+# ---- the score ----------------------------------------------------------------------------------------------------
+
+
+def _train(sde: VP, digits: Digits, effort: Effort, seed: int) -> Fit:
+    torch.manual_seed(seed)
+    score = VelocityPrediction(sde, MLP((8, 8), width=effort.width, depth=effort.depth, classes=_CLASSES))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*never change")  # corners of digits are always empty
+        return fit(
+            score, digits.train, cond=digits.train_labels, loss=DenoisingLoss(score, drop_cond=0.1), steps=effort.steps,
+            batch_size=128, lr=2e-3, seed=seed,
+        )  # fmt: skip
+
+
+# ---- samples ------------------------------------------------------------------------------------------------------
+
+
+def _solvers(effort: Effort) -> dict[str, tuple[Method, Sequence[tuple[str, int | None]]]]:
+    """Each solver, and the settings it is run with; the last is shown in pictures."""
+    budgets = effort.budgets
+    return {
+        "EulerMaruyama": (EulerMaruyama(), [(f"{k} steps", k) for k in budgets]),
+        "PredictorCorrector": (
+            PredictorCorrector(EulerMaruyama(), Langevin(r=0.1)),
+            [(f"{max(1, k // 2)} steps", max(1, k // 2)) for k in budgets],
+        ),
+        "DPMSolverPP2M": (DPMSolverPP2M(), [(f"{max(2, k // 5)} steps", max(2, k // 5)) for k in budgets[:-1]]),
+    } | {
+        f"Scipy RK45, {tolerance:g}": (Scipy("RK45", rtol=tolerance, atol=tolerance), [(f"rtol {tolerance:g}", None)])
+        for tolerance in effort.tolerances
+    }
+
+
+def _sampled(
+    score: Score, solver: Method, n: int, labels: Tensor | None, steps: int | None, seed: int, **save_at: Any
+) -> Solution:
+    process = process_for(solver, score.sde, score)
+    return sample(
+        process, n, solver=solver, steps=steps, cond=labels, seed=seed + 2, progress=True, event_shape=(8, 8), **save_at
+    )
+
+
+def _entries(
+    sde: VP, score: NetworkScore, labels: Tensor, judge: _Judge, effort: Effort, seed: int
+) -> tuple[list[Entry], dict[str, Solution]]:
+    """The lines of the table, and the last run of each solver."""
+    entries, runs = [], {}
+    for name, (solver, settings) in _solvers(effort).items():
+        short = name.partition(",")[0]
+        for setting, steps in settings:
+            runs[short] = _sampled(score, solver, len(labels), labels, steps, seed)
+            kind = "flow" if process_for(solver, sde, score).direction == 0 else "reverse SDE"
+            entries.append(judge.entry(short, kind, setting, runs[short], labels))
+    return entries, runs
+
+
+class _Judge:
+    """What is measured of samples, with real digits as the measure."""
+
+    def __init__(self, digits: Digits):
+        from sklearn.svm import SVC
+
+        self.digits = digits
+        self.reader = SVC(gamma=0.064).fit(digits.train.flatten(1).numpy(), digits.train_labels.numpy())
+
+    def entry(self, solver: str, kind: str, setting: str, run: Solution, labels: Tensor) -> Entry:
+        nfe = float(torch.as_tensor(run.stats["nfe"]).double().mean())
+        energy = energy_distance(run.x, self.digits.test)
+        return Entry(
+            solver, kind, setting, nfe, run.stats["seconds"], energy, self.nearest(run.x), self.read(run.x, labels)
+        )
+
+    def nearest(self, x: Tensor) -> float:
+        return float(torch.cdist(x.flatten(1), self.digits.train.flatten(1)).min(1).values.median())
+
+    def read(self, x: Tensor, labels: Tensor) -> float:
+        return float((torch.as_tensor(self.reader.predict(x.flatten(1).numpy())) == labels).double().mean())
+
+
+def _drawn(n: int, size: int, seed: int) -> Tensor:
+    return torch.randint(size, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def _subset(images: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n different ones of the images, or all in another order where there are fewer."""
+    return images[torch.randperm(len(images), generator=generator)[:n]]
+
+
+# ---- pictures -----------------------------------------------------------------------------------------------------
+
+
+def _solver_picture(entries: Sequence[Entry], floor: float, path: Path, dpi: int) -> None:
+    figure, (ax,) = plot.canvas(7.5, 3.8)
+    for colour, name in zip(plot.COLOURS, dict.fromkeys(entry.solver for entry in entries), strict=False):
+        points = sorted((entry.nfe, entry.energy) for entry in entries if entry.solver == name)
+        ax.plot(*zip(*points, strict=True), "o-", color=colour, markersize=5, linewidth=1.5, label=name)
+    ax.axhspan(-floor, floor, color="0.5", alpha=0.18, linewidth=0)
+    ax.annotate(
+        "what real digits show", (0.995, floor), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8
+    )
+    ax.set_xscale("log")
+    ax.set_yscale("symlog", linthresh=floor)
+    ax.set_xlabel("score evaluations per sample")
+    ax.set_ylabel("energy distance to test digits")
+    ax.legend(frameon=False, fontsize=8)
+    save(figure, path, dpi)
+
+
+def _sheets(digits: Digits, runs: dict[str, Solution], labels: Tensor, path: Path, dpi: int) -> None:
+    """Real digits and those of each solver, one column per class."""
+    sheets = {"real, never seen in training": _by_class(digits.test, digits.test_labels)}
+    sheets |= {name: _by_class(run.x, labels) for name, run in runs.items() if name != "DPMSolverPP2M"}
+    figure, axes = plot.canvas(9.0, 7.6, 2, 2)
+    for ax, (name, images) in zip(axes, sheets.items(), strict=True):
+        plot.image_sheet(images, columns=_CLASSES, low=-1, high=1, title=name, ax=ax)
+    save(figure, path, dpi)
+
+
+def _by_class(images: Tensor, labels: Tensor, rows: int = 8) -> Tensor:
+    """The first images of each class, (rows * 10, 8, 8), one column per class; black where there are too few."""
+    sheet = torch.full((rows, _CLASSES, *images.shape[1:]), -1.0)
+    for k in range(_CLASSES):
+        own = images[labels == k][:rows]
+        sheet[: len(own), k] = own
+    return sheet.flatten(0, 1)
+
+
+def _nearest(digits: Digits, learned: Tensor, ideal: Tensor, path: Path, dpi: int, columns: int = 14) -> None:
+    """Samples over their nearest training images."""
+    figure, axes = plot.canvas(9.0, 3.4, 2, 1)
+    titles = ("learned score: samples, and below each its nearest training image", "ideal denoiser of the training set")
+    for ax, title, x in zip(axes, titles, (learned, ideal), strict=True):
+        x = x[:columns]
+        near = digits.train[torch.cdist(x.flatten(1), digits.train.flatten(1)).argmin(1)]
+        plot.image_sheet(torch.cat([x, near]), columns=len(x), low=-1, high=1, title=title, ax=ax)
+    save(figure, path, dpi)
+
+
+def _strips(sde: VP, score: NetworkScore, effort: Effort, seed: int, path: Path) -> None:
+    """From one noise to a digit, by each solver."""
+    times = [sde.t_max, 0.7, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.05, sde.t_min]
+    labels = torch.tensor([3, 8])
+    figure, axes = plot.canvas(9.0, 6.4, 3, 1)
+    for ax, (name, (solver, settings)) in zip(axes, _shown(effort).items(), strict=True):
+        run = _sampled(score, solver, len(labels), labels, settings[-1][1], seed, save_at=times)
+        plot.image_sheet(
+            run.xs.transpose(0, 1).flatten(0, 1), columns=len(times), low=-1.5, high=1.5, title=name, ax=ax
+        )
+    save(figure, path, effort.dpi)
+
+
+def _shown(effort: Effort) -> dict[str, tuple[Method, Sequence[tuple[str, int | None]]]]:
+    """The three kinds of solver of the pictures: each name once, with its best setting."""
+    every = {name.partition(",")[0]: value for name, value in _solvers(effort).items()}
+    return {name: every[name] for name in ("EulerMaruyama", "PredictorCorrector", "Scipy RK45")}
+
+
+# ---- words --------------------------------------------------------------------------------------------------------
+
+
+def _chapter(numbers: dict[str, Any], entries: Sequence[Entry], ideal: Entry) -> Chapter:
+    floor = numbers["floor"]
+    header = (
+        "solver", "solves", "setting", "NFE", "seconds", "energy distance to test digits", "nearest training image",
+        "read as asked",
+    )  # fmt: skip
+    rows = [_cells(entry, floor["upper"]) for entry in entries]
+    real = (
+        "real digits", "", f"{numbers['samples']} of the training split", "", "",
+        f"{floor['mean']:.4f}, 95 % below {floor['upper']:.4f}", f"{numbers['nearest_of_test']:.2f} (test split)",
+        f"{numbers['read_of_test']:.1%} (test split)",
+    )  # fmt: skip
+    memory = (ideal.solver, ideal.kind, ideal.setting, f"{ideal.nfe:g}", f"{ideal.seconds:.1f}", f"{ideal.energy:.4f}",
+              f"{ideal.nearest:.2f}", "")  # fmt: skip
+    score = (
+        f"A residual network of {numbers['parameters']:,} weights learned the score of {numbers['train']:,} images in "
+        f"{numbers['train_seconds']:.0f} seconds, given which digit each shows. All samples come from this one score, "
+        f"{numbers['samples']} for each line of the table, and are held against {numbers['test']} digits that it never saw."
+    )
+    notes = (
+        "NFE: score evaluations per sample. Energy distances are unbiased, so that equal laws scatter around 0; a tick marks "
+        "those within 95 % of what real digits show. Nearest training image: the median distance. Read as asked: by a "
+        "support vector machine trained on the real training digits."
+    )
+    return Chapter(
+        "Handwritten digits, where the score is learned",
+        score,
+        (
+            Picture("digits_samples.png", "Real digits and samples, one column per class asked for.", plot=False),
+            table(header, [*rows, memory, real], title="One score, four kinds of solver", notes=notes, apart=2),
+            Picture(
+                "digits_solvers.png",
+                "Error against cost; within the grey band a solver cannot be told from real digits.",
+            ),
+            Picture(
+                "digits_paths.png",
+                "From the same noise to a 3 and an 8, time falling from left to right: two solvers of the reverse SDE, and "
+                "the flow by SciPy.",
+                plot=False,
+            ),
+            Picture(
+                "digits_nearest.png",
+                "Is it memory? The learned score draws digits that are not in the training set. The exact score of the "
+                "training set, the ideal denoiser, can only give the training images back.",
+                plot=False,
+            ),
+            Picture("digits_loss.png", "The denoising loss in training."),
+        ),
+        numbers,
+    )
+
+
+def _cells(entry: Entry, upper: float) -> tuple[str, ...]:
+    mark = " ✓" if entry.energy <= upper else ""
+    return (
+        entry.solver, entry.kind, entry.setting, f"{entry.nfe:g}", f"{entry.seconds:.1f}", f"{entry.energy:.4f}{mark}",
+        f"{entry.nearest:.2f}", f"{entry.read:.1%}",
+    )  # fmt: skip
