@@ -63,8 +63,9 @@ class Tableau:
 
     def __post_init__(self) -> None:
         n, m = len(self.alpha), len(self.c1)
-        for name, rows, count in (("a", self.a, n), ("b", self.b, n), ("a1", self.a1, m), ("b1", self.b1, m)):
-            if len(rows) not in ((count,) if name in "ab" else (0, count)):
+        wanted = (("a", self.a, n, False), ("b", self.b, n, False), ("a1", self.a1, m, True), ("b1", self.b1, m, True))
+        for name, rows, count, may_be_empty in wanted:
+            if len(rows) != count and not (may_be_empty and not rows):
                 raise ValueError(f"{name} has {len(rows)} rows; it needs {count}.")
             if any(len(row) > i for i, row in enumerate(rows)):
                 raise ValueError(f"{name} is not explicit: its row i, from 0, may have i entries at most.")
