@@ -391,6 +391,11 @@ def test_a_moved_score_keeps_dtype_count_and_condition():
         got = moved(x, torch.full((4,), 0.7, dtype=F64), cond)
     assert got.dtype == torch.float32 and (tally.calls, tally.rows) == (1, 4)
     assert not torch.equal(got, moved(x, 0.7))
+    seen = []
+    plain = sd.FunctionScore(lambda x, t: seen.append(x.dtype) or -x, sd.VP()).to(sd.EDM())
+    plain(x, torch.full((4,), 0.7, dtype=F64))
+    plain(x, 0.7)
+    assert seen == [torch.float32] * 2
     t = 1.3
     first = moved(x, t)
     with torch.no_grad():
