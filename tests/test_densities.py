@@ -48,6 +48,7 @@ KINDS = {
     "shared": D.ring(8, weights=range(1, 9)),
     "isotropic": D.Mixture([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]], std=[0.1, 0.5, 1.0], weights=[1, 2, 3]),
     "full": D.anisotropic(weights=[1, 1, 2, 1, 1]),
+    "full 3-D": D.Mixture(_A[:, :3, 0], covariance=_A[:, :3] @ _A[:, :3].mT / 10 + 0.1 * torch.eye(3, dtype=F64)),
     "full 10-D": D.Mixture(
         _A[:, 0], covariance=_A @ _A.mT / 10 + 0.1 * torch.eye(10, dtype=F64), weights=[0.2, 0.3, 0.5]
     ),
@@ -410,7 +411,7 @@ def test_prepared_score_in_float32_is_as_good_as_its_argument():
 
 
 def test_both_ways_to_a_mixtures_posterior_agree():
-    for law in (KINDS["isotropic"], KINDS["full"], KINDS["line"]):
+    for law in (KINDS["isotropic"], KINDS["full"], KINDS["full 3-D"], KINDS["line"]):
         x = law.to(dtype=F64).sample(50, seed=0)
         alpha, sigma = torch.tensor(0.8, dtype=F64), torch.tensor(0.3, dtype=F64)
         ways = [way(law, x, alpha, sigma) for way in (ResidualPosterior, QuadraticPosterior)]
