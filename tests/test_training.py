@@ -22,6 +22,7 @@ from torch import nn
 import sdediff as sd
 from sdediff import training as tr
 from sdediff.data import check_data
+from sdediff.training.checkpoint import digest
 from sdediff.training.fit import _batches, _split
 
 F64 = torch.float64
@@ -670,11 +671,13 @@ def test_what_a_file_cannot_rebuild_is_given_again(tmp_path):
 
 
 def tampered(path, change):
-    """The file at ``path`` with its JSON changed."""
+    """The file at ``path`` with its JSON changed, and a digest to match, as an attacker would."""
     with safetensors.safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         about = json.loads(file.metadata()["sdediff"])
     change(about)
+    if "digest" in about and "score" in about:
+        about["digest"] = digest(about["score"], tensors)
     path.write_bytes(safetensors.torch.save(tensors, metadata={"sdediff": json.dumps(about)}))
 
 
@@ -700,7 +703,12 @@ def test_damage_is_seen_wherever_it_is(tmp_path):
         broken.write_bytes(content[:length])
         with pytest.raises(ValueError, match="truncated, damaged or no safetensors file"):
             tr.load(broken)
-    for place in range(0, len(content), max(1, len(content) // 60)):
+    header = 8 + int.from_bytes(content[:8], "little")
+    for place in [
+        *range(0, header, 7),
+        *range(header, len(content), len(content) // 40),
+        content.index(b"beta_min") + 12,
+    ]:
         flipped = bytearray(content)
         flipped[place] ^= 1
         broken.write_bytes(bytes(flipped))

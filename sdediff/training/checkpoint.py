@@ -1,8 +1,8 @@
 """Checkpoints: one ``.safetensors`` file with the weights and, as JSON, how to rebuild what they belong to.
 
 There is no pickle in it, so that loading a file runs no code of the file's choosing. It is written beside its place and
-moved there at once: a crash leaves the old file or the new one, never half of one. A digest over all tensors is checked
-on loading.
+moved there at once: a crash leaves the old file or the new one, never half of one. A digest over all of it is checked on
+loading.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def save(path: str | os.PathLike[str], score: NetworkScore, standardisation: Sta
     if standardisation is not None:
         tensors["standardisation.mean"] = _plain(standardisation.mean)
         tensors["standardisation.std"] = _plain(standardisation.std)
-    about = {"format": FORMAT, "score": describe(score), "digest": _digest(tensors)}
+    description = describe(score)
+    about = {"format": FORMAT, "score": description, "digest": digest(description, tensors)}
     content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(about)})
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -121,7 +122,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"{path} is a safetensors file, but not one that sdediff's save wrote: it says nothing of a score."
         )
-    about = json.loads(metadata[_KEY])
+    try:
+        about = json.loads(metadata[_KEY])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: what it says of the score is no JSON ({error}).") from error
     if about.get("format") != FORMAT:
         raise ValueError(
             f"{path} has format {about.get('format')}; this version of sdediff reads {FORMAT}. Load it with the version "
@@ -129,8 +133,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     if missing := {"score", "digest"} - about.keys():
         raise ValueError(f"{path} lacks its {' and '.join(sorted(missing))}.")
-    if about["digest"] != _digest(tensors):
-        raise ValueError(f"{path} is damaged: its tensors are not those that were saved.")
+    if about["digest"] != digest(about["score"], tensors):
+        raise ValueError(f"{path} is damaged: it does not hold what was saved.")
     return about, tensors
 
 
@@ -159,10 +163,11 @@ def _plain(value: Tensor) -> Tensor:
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(description: Any, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over a description and tensors."""
+    total = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
