@@ -295,7 +295,7 @@ def exact_cdf(target, x):
     return torch.special.ndtr(z) @ target.weights
 
 
-def run_mala(step=0.25, n=4, size=20_000):
+def run_mala(step=0.25, n=8, size=20_000):
     """Chains started in the law of two modes of unequal width, and that law."""
     target = D.Mixture([[-1.0], [1.0]], std=[0.7, 0.3], weights=[0.6, 0.4]).to(dtype=torch.float64)
     return target, sd.mala(target, target.sample(size, seed=1), step, n, seed=2)
@@ -318,6 +318,18 @@ def test_mala_broken_is_seen(monkeypatch, broken):
         monkeypatch.setattr(langevin, "_log_proposal", lambda *args: factor * honest(*args))
     target, chains = run_mala()
     assert ks_test(exact_cdf(target, chains.x)).p < LEVEL
+
+
+def test_mala_keeps_nothing_but_the_state():
+    """Five steps are five times one step, with one generator: score and density are those of the present state."""
+    target, x = mixture().to(dtype=torch.float64), mixture().to(dtype=torch.float64).sample(200, seed=0)
+    whole = sd.mala(target, x, 0.2, 5, generator=torch.Generator().manual_seed(1))
+    generator, accepted = torch.Generator().manual_seed(1), 0
+    for _ in range(5):
+        chains = sd.mala(target, x, 0.2, 1, generator=generator)
+        x, accepted = chains.x, accepted + chains.acceptance
+    assert torch.allclose(whole.x, x, atol=1e-12) and torch.allclose(whole.acceptance, accepted / 5)
+    assert 0.1 < float(whole.acceptance.mean()) < 0.9
 
 
 def test_mala_reversible():

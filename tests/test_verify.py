@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 import sdediff as sd
-from sdediff.verify import halving, laws, report, statistics
+from sdediff.verify import halving, identity, laws, report, statistics
 from sdediff.verify.operator import fokker_planck, residual
 
 D = sd.densities
@@ -331,6 +331,19 @@ def test_particles_stand_where_the_law_is_not():
     assert all(not row.passed for row in rows if "projections" in row.what)
 
 
+def test_halves_at_once_and_in_turn():
+    """One step from x: x + h(f + b) + G dW₁ + G dW₂ at once; in turn, the second half starts where the first ended."""
+    vp, t, h = sd.VP(), 0.2, 0.01
+    pair = identity._Pair(identity._Half(vp, t), identity._Half(vp.reverse(SCORE), t))
+    x, dw = RING.to(dtype=torch.float64).sample(5, seed=0), (normals(5, 2), normals(5, 2, seed=1))
+    g, beta = float(vp.beta(torch.tensor(t, dtype=torch.float64))) ** 0.5, 0.1 + 19.9 * t
+    forward = x - 0.5 * beta * x * h + g * dw[0]
+    at_once = forward + h * (0.5 * beta * x + beta * SCORE(x, t)) + g * dw[1]
+    in_turn = forward + h * (0.5 * beta * forward + beta * SCORE(forward, t)) + g * dw[1]
+    assert torch.allclose(pair.step(x, h, dw, split=False), at_once, atol=1e-12)
+    assert torch.allclose(pair.step(x, h, dw, split=True), in_turn, atol=1e-12)
+
+
 # ---- duality --------------------------------------------------------------------------------------------------
 
 FAST = {"n": 5_000, "steps": 100, "times": [0.03, 0.3]}
@@ -380,6 +393,16 @@ def test_duality_rejects(bad):
 def test_too_coarse_a_solver_shows_nothing():
     """With two steps the solver's own error is beyond what is allowed for: the check fails rather than excuse it."""
     assert not sd.verify.duality(sd.VP(), RING, n=5_000, steps=4, times=[0.03]).passed
+
+
+def test_a_bias_is_allowed_for_only_within_reason():
+    """A coarse chain that is far away excuses 0.1 sd, and 0.1 in F, of the fine one; not more."""
+    x, far, u = normals(4_000, 1), normals(4_000, 1) + 3, torch.ones(1, dtype=torch.float64)
+    law = laws.Fixed(D.gaussian((0.0,)))
+    for shift, good in ((0.05, True), (0.5, False)):
+        fine = x + shift
+        assert (halving.mean_test(fine[:, 0], far[:, 0], 0.0, 1.0).p > 0.01) == good
+        assert (halving.projection_test(law, 0.0, u, fine, far, x).p > 0.01) == good
 
 
 def test_halving_shares_one_path():
