@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-import scipy.integrate
 import torch
 
 import sdediff as sd
@@ -52,9 +51,9 @@ class Gaussians:
 
 def transported(x, s, t, std=0.3):
     """The flow of a Gaussian, exactly: m(t) + √(v(t)/v(s)) (x - m(s))."""
-    mean = lambda t: MU * math.exp(-BETA * t / 2)
-    var = lambda t: 1 + (std**2 - 1) * math.exp(-BETA * t)
-    return mean(t) + math.sqrt(var(t) / var(s)) * (x - mean(s))
+    variances = [1 + (std**2 - 1) * math.exp(-BETA * u) for u in (s, t)]
+    means = [MU * math.exp(-BETA * u / 2) for u in (s, t)]
+    return means[1] + math.sqrt(variances[1] / variances[0]) * (x - means[0])
 
 
 def gaussian_flow(std=0.3):
@@ -433,7 +432,7 @@ def test_what_it_refuses():
             sd.Tsitouras(**bad)
     with pytest.raises(ValueError, match="need 1, 0"):
         EmbeddedRungeKutta([[], [0.5]], [0.5, -0.5], 1)
-    with pytest.raises(ValueError, match="lower|triangle|row i"):
+    with pytest.raises(ValueError, match="row i of length i"):
         EmbeddedRungeKutta([[], [0.5, 0.5]], [0.5, -0.5], 1)
 
 

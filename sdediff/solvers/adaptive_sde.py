@@ -106,7 +106,7 @@ class _Steps(Attempts):
             )
         diffusion = samples.process.diffusion(x, t)
         check = check_additive if isinstance(diffusion, Dense) else check_own
-        check(method, lambda at: samples.process.diffusion(at, t), x)
+        check(method, lambda at: samples.process.diffusion(at, t[0]), x)
         self.path = BridgedPath(noise, x, t, diffusion.noise_shape(x), samples)
         self.slope = torch.empty_like(x)
         self.stale = torch.ones_like(t, dtype=torch.bool)
