@@ -44,7 +44,7 @@ class Gaussian:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density at x (B, *event), in nats, shape (B,)."""
-        std = _like(self.std, x).expand_as(x)
+        std = _like(self.std, x)
         z = (x - _like(self.mean, x)) / std
         terms = -0.5 * z * z - torch.log(std) - 0.5 * math.log(2 * math.pi)
         return terms.reshape(x.shape[0], -1).sum(1)
