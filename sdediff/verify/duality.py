@@ -19,7 +19,7 @@ from ..grids import LogSNR, Uniform
 from ..linear import LinearSDE
 from ..sde import SDE, Coefficient, ScoreLike
 from ..solvers import EulerMaruyama, Method
-from .halving import mean_test, projection_test, random_directions, solve_halved
+from .halving import LARGEST_BIAS, mean_test, projection_test, random_directions, solve_halved
 from .laws import Law, law_of
 from .operator import rows
 from .report import Report, judge
@@ -49,7 +49,7 @@ def duality(
     occupancy of the modes of a mixture.
 
     A solver has an error of its own: it is measured by halving the number of steps (:mod:`~sdediff.verify.halving`), and
-    that much is allowed in every test.
+    that much, up to 0.1 standard deviations or 0.1 in a distribution function, is allowed in every test.
 
     Args:
         sde: the forward process.
@@ -81,7 +81,8 @@ def duality(
     notes = (
         f"law: {law}.",
         f"{n:,} fresh particles for each time, from the exact law at t = {start:.4g}; {type(run.solver).__name__}, {steps} "
-        "steps; its own error, by step halving, is allowed for.",
+        f"steps. Its own error, seen by halving them, is allowed for up to {LARGEST_BIAS:g}: a failure that goes away with "
+        "more steps was the solver's.",
         f"level {level:g} for all tests together, each effect detected with probability 0.99.",
     )
     return Report(f"Duality of {type(sde).__name__}, η = {'η(t)' if callable(eta) else f'{eta:g}'}", rows, notes)

@@ -70,7 +70,8 @@ def random_directions(count: int, x: Tensor, generator: torch.Generator) -> Tens
 class _Path(Noise):
     """One Brownian path for a grid and for its every other node.
 
-    A step over two intervals of the fine grid draws the numbers of both, in the order in which the fine grid does.
+    Unlike :class:`~sdediff.BrownianPath` it knows its grid, so uneven steps cost it nothing. A step over two intervals of
+    the fine grid draws the numbers of both, in the order in which the fine grid does.
     """
 
     def __init__(self, seed: int, middles: dict[tuple[float, float], float]):
