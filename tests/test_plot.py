@@ -203,6 +203,7 @@ def test_paths_on_the_line_over_the_law(event):
     (ax,) = figure.axes
     assert ax.get_xlim() == (1.0, 0.001)  # time runs the way of the solve
     image = ax.images[0]
+    assert image.origin == "lower"
     left, right, bottom, top = image.get_extent()
     assert (left, right) == (1.0, 0.001)
     heights = np.linspace(bottom, top, image.get_array().shape[0])
