@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             status = app(words, prog_name="sdediff", standalone_mode=False)
             sys.stdout.flush()
+            if status == STOPPED:  # typer turns Ctrl-C into this
+                print("sdediff: stopped.", file=sys.stderr)
             return status if isinstance(status, int) else 0
         except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

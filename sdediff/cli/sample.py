@@ -67,7 +67,7 @@ def command(
     Examples:
       sdediff sample --checkpoint run --n 5000
       sdediff sample -c run -s "Scipy('RK45')" --out flow.npy
-      sdediff sample -c run --label 3 --guidance 2 -s DPMSolverPP2M --steps 20
+      sdediff sample -c run --label 1 --guidance 2 -s DPMSolverPP2M --steps 20
     """
     method, where = SOLVER.parse(solver), device(dev)
     out = output_file(out, ".npy")
@@ -89,7 +89,7 @@ def command(
         f"mean {float(x.mean()):.4g}, standard deviation {float(x.std()):.4g}. Written: {out}"
     )
     if stats.get("interrupted"):
-        typer.echo(f"Stopped: {len(x):,} of {n:,} samples were finished.", err=True)
+        typer.echo(f"Stopped: {len(x):,} of {n:,} samples were finished.")
         raise typer.Exit(130)
 
 

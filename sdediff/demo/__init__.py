@@ -3,6 +3,6 @@
 :func:`run` writes pictures, an animation, ``results.json`` and a report of one file, all numbers in them computed.
 """
 
-from .run import FULL, QUICK, Effort, run
+from .both import FULL, QUICK, Effort, run
 
 __all__ = ["FULL", "QUICK", "Effort", "run"]

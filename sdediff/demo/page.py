@@ -17,7 +17,8 @@ _STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6ebf2; --soft: #9fabbd; --paper: #10151d; --card: #171e29; --line: #2a3443; --accent: #6cc0d8;
     --good: #6bcaa6; --bad: #f08a75; --tint: #1d2a38; }
-  img.plot { filter: invert(0.91) hue-rotate(180deg); }
+  img.plot { filter: invert(1) hue-rotate(180deg); mix-blend-mode: screen; }
+  img.photo { filter: brightness(0.9); }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
@@ -35,6 +36,8 @@ h3 { font-size: 1.05rem; margin: 0 0 0.8rem; }
 figure, .card { background: var(--card); border: 1px solid var(--line); border-radius: 14px; margin: 1.2rem 0; padding: 1rem; }
 figure img { display: block; width: 100%; height: auto; border-radius: 6px; }
 figure.small img { max-width: 460px; margin: 0 auto; }
+@media (max-width: 640px) { figure:not(.small) img { width: 640px; max-width: none; }
+  figure:not(.small) figcaption::before { content: "⇄  "; } }
 figcaption { color: var(--soft); font-size: 0.93rem; line-height: 1.5; margin-top: 0.7rem; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
@@ -118,9 +121,9 @@ def _figure(picture: Picture, out: Path) -> str:
     path = out / picture.name
     data = base64.b64encode(path.read_bytes()).decode()
     kind, small = path.suffix[1:], ' class="small"' if path.suffix == ".gif" else ""
-    look = ' class="plot"' if picture.plot else ""
+    look = "plot" if picture.plot else "photo"
     alt = html.escape(picture.caption, quote=True)
     return (
-        f'<figure{small}><img{look} src="data:image/{kind};base64,{data}" alt="{alt}" loading="lazy">'
+        f'<figure{small}><div class="scroll"><img class="{look}" src="data:image/{kind};base64,{data}" alt="{alt}"></div>'
         f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
     )

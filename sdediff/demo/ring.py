@@ -88,13 +88,13 @@ def _verdict(report: verify.Report) -> str:
     """The report as a table."""
     rows = [
         (
-            row.what, f"{row.statistic:.2g} {'' if row.unit == 'relative' else row.unit}", f"{row.floor:.2g}",
+            row.verdict, row.what, f"{row.statistic:.2g} {'' if row.unit == 'relative' else row.unit}", f"{row.floor:.2g}",
             "" if row.p is None else f"{row.p:.2g}", f"≤ {row.limit:.0e}" if row.p is None else f"p > {row.limit:.1e}",
-            f"{row.detectable:.2g} {row.unit}", row.verdict,
+            f"{row.detectable:.2g} {row.unit}",
         )
         for row in report.rows
     ]  # fmt: skip
-    header = ("check", "measured", "noise floor", "p", "limit", "would detect", "verdict")
+    header = ("verdict", "check", "measured", "noise floor", "p", "limit", "would detect")
     return table(header, rows, title=f"{report.title}. {report.summary}", notes=" ".join(report.notes))
 
 
