@@ -371,6 +371,12 @@ def test_seeds_coordinates_and_intervals_are_independent():
     assert stats.kstest(radius.numpy(), "expon").pvalue > LEVEL
 
 
+def test_no_two_samples_of_any_seeds_share_a_path():
+    """Sample i of seed s and sample i - 1 of seed s + 1, above all."""
+    keys = torch.cat([sd.Keyed(seed).source(1000, CPU, torch.float64).keys for seed in range(50)])
+    assert len(torch.unique(keys)) == 50_000
+
+
 def test_every_bit_of_a_key_counts():
     """A bit of a key changed changes each of the 64 bits of the word half of the time, for keys that count from 0.
 

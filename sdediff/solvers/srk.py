@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..diffusion import Diffusion
+from ..diffusion import Diagonal, Diffusion
 from ..noise import Stream
 from ..sde import SDE
 from .base import Advance, Orders, Solver
@@ -71,6 +71,10 @@ class Tableau:
                 raise ValueError(f"{name} is not explicit: its row i, from 0, may have i entries at most.")
         if len(self.beta) != 4 or any(len(row) != m for row in self.beta):
             raise ValueError(f"beta needs four rows of {m} weights, one per time in c1.")
+        if self.additive and any((*self.beta[1], *self.beta[3])):
+            raise ValueError(
+                "beta 2 and beta 4 belong to a g that depends on the state: give a1 and b1, or set them to 0."
+            )
         for name, row, total in zip(("alpha", "beta 1"), (self.alpha, self.beta[0]), (1, 1), strict=True):
             if abs(sum(row) - total) > 1e-12:
                 raise ValueError(f"The weights {name} sum to {sum(row):g}; a consistent method needs {total}.")
@@ -128,33 +132,42 @@ def _step(
     dz: Tensor,
 ) -> Tensor:
     """The module's formula; ``first`` is g at Y_1 = x."""
-    length = abs(h)
-    mean, ones = dz / length, torch.ones_like(dw)
+    length, ones = abs(h), torch.ones_like(dw)
+    mean = dz / length
     slopes: list[Tensor] = []  # f(X_i)
     fields: list[Diffusion] = []  # g(Y_i)
     for i in range(max(len(drifts), len(noises))):
         if i < len(noises):
             y = x
             if not tableau.additive:
-                y = _pushed(
-                    _pushed(x, tableau.a1[i], slopes, h), tableau.b1[i], [g @ ones for g in fields], length**0.5
-                )
+                y = _kicked(_pushed(x, tableau.a1[i], slopes, h), tableau.b1[i], fields, ones, length**0.5)
             fields.append(noises[i](y) if i else first)
         if i < len(drifts):
-            at = _pushed(x, tableau.a[i], slopes, h)
-            slopes.append(drifts[i](_pushed(at, tableau.b[i], [g @ mean for g in fields])))
+            slopes.append(drifts[i](_kicked(_pushed(x, tableau.a[i], slopes, h), tableau.b[i], fields, mean)))
     x = _pushed(x, tableau.alpha, slopes, h)
-    integrals = [dw, (dw * dw - length) * (0.5 / length**0.5), mean, dw * (dw * dw - 3 * length) / (6 * length)]
-    for g, weights in zip(fields, zip(*tableau.beta, strict=True), strict=True):
-        x = x + g @ _pushed(torch.zeros_like(dw), weights, integrals)
+    x = _kicked(_kicked(x, tableau.beta[0], fields, dw), tableau.beta[2], fields, mean)
+    if tableau.additive:
+        return x
+    double, triple = dw * dw - length, dw * (dw * dw - 3 * length)
+    x = _kicked(x, tableau.beta[1], fields, double, 0.5 / length**0.5)
+    return _kicked(x, tableau.beta[3], fields, triple, 1 / (6 * length))
+
+
+def _pushed(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor], h: float) -> Tensor:
+    """x + h times the weighted sum of the slopes; weights that are left out are 0."""
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight:
+            x = torch.add(x, slope, alpha=h * weight)
     return x
 
 
-def _pushed(x: Tensor, weights: Sequence[float], vectors: Sequence[Tensor], scale: float = 1.0) -> Tensor:
-    """x plus the weighted sum of the vectors; weights may be fewer, the rest being 0."""
-    for weight, vector in zip(weights, vectors, strict=False):
-        if weight:
-            x = torch.add(x, vector, alpha=scale * weight)
+def _kicked(x: Tensor, weights: Sequence[float], fields: Sequence[Diffusion], z: Tensor, scale: float = 1.0) -> Tensor:
+    """x + the weighted sum of the fields, applied to z and scaled; weights that are left out are 0."""
+    for weight, g in zip(weights, fields, strict=False):
+        if weight and isinstance(g, Diagonal) and isinstance(g.value, float):
+            x = torch.add(x, z, alpha=scale * weight * g.value)
+        elif weight:
+            x = torch.add(x, g @ z, alpha=scale * weight)
     return x
 
 
