@@ -24,7 +24,8 @@ class StochasticHeun(Solver):
     with h = t - s, minus on a rising and plus on a falling clock, and
     :math:`c_i = \tfrac12\sum_{jk}G_{jk}\partial_j G_{ik}`, for diagonal noise :math:`\tfrac12 g_i\,\partial_i g_i`. Two
     evaluations a step, both at grid times. Takes any noise; the strong order is 1 where the noises of different coordinates
-    commute (each :math:`g_i` depends on :math:`x_i` alone, or G on no state), else 1/2. The weak order is 1, or 2 for additive noise.
+    commute (each :math:`g_i` depends on :math:`x_i` alone, or G on no state), else 1/2. The weak order is 1, for additive
+    noise 2.
 
     The derivatives are taken by automatic differentiation, where G depends on the state: d backward passes through g (with
     d coordinates), or m for a matrix (B, d, m).
