@@ -106,17 +106,11 @@ class _Slopes(Attempts):
             )
 
     def first(self, span: float) -> Tensor:
-        """Hairer's guess: a step whose first two derivatives promise an error of a hundredth of the tolerance."""
-        x, slope, reach = self.x, self.slope, abs(span)
-        scale = self.method.atol + self.method.rtol * x.abs()
-        size, speed = rms(x / scale), rms(slope / scale)
-        h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * reach, 0.01 * size / speed).clamp_max(reach)
-        signed = math.copysign(1.0, span) * h
-        ahead = x + slope * signed.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
-        bend = rms((self.samples.drift(ahead, self.t + signed) - slope) / scale) / h
-        guess = (0.01 / torch.maximum(speed, bend)).pow(1 / self.method.controller.order)
-        guess = torch.where(torch.isfinite(guess), guess, 1e-3 * h)  # also where the step ahead met a NaN
-        return torch.minimum(100 * h, guess).clamp_max(reach)
+        """A guess from the slope and its change."""
+        method = self.method
+        return first_length(
+            self.samples.drift, self.x, self.t, self.slope, span, method.rtol, method.atol, method.orders
+        )
 
     def attempt(self, x: Tensor, t: Tensor, t_new: Tensor) -> tuple[Tensor, Tensor]:
         """A step of the pair."""
@@ -130,6 +124,28 @@ class _Slopes(Attempts):
     def keep(self, rows: Tensor) -> None:
         """Only these slopes."""
         self.slope = self.slope[rows]
+
+
+def first_length(
+    drift: Drift, x: Tensor, t: Tensor, slope: Tensor, span: float, rtol: float, atol: float, orders: Orders
+) -> Tensor:
+    """Hairer's guess at the first step of each sample, (n,): one whose derivatives promise an error well below the tolerance.
+
+    Args:
+        drift, x, t, slope: the drift, the states (n, *event) and times (n,) at the start, and the drift there.
+        span: the signed length of the interval.
+        rtol, atol, orders: of the method.
+    """
+    assert orders.ode is not None
+    reach, scale = abs(span), atol + rtol * x.abs()
+    size, speed = rms(x / scale), rms(slope / scale)
+    h = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * reach, 0.01 * size / speed).clamp_max(reach)
+    signed = math.copysign(1.0, span) * h
+    ahead = x + slope * signed.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    bend = rms((drift(ahead, t + signed) - slope) / scale) / h
+    guess = (0.01 / torch.maximum(speed, bend)).pow(1 / orders.ode)
+    guess = torch.where(torch.isfinite(guess), guess, 1e-3 * h)  # also where the step ahead met a NaN
+    return torch.minimum(100 * h, guess).clamp_max(reach)
 
 
 class Tsitouras(EmbeddedRungeKutta):

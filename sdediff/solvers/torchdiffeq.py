@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ..errors import NonFiniteError, SolveError
 from ..sde import ODE, SDE
-from .base import Integrator, Interval, Trajectory
+from .adaptive import first_length
+from .base import Integrator, Interval, Orders, Trajectory
 
-_ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+_ORDERS = {"dopri5": 5.0, "dopri8": 8.0, "bosh3": 3.0, "fehlberg2": 2.0, "adaptive_heun": 2.0}
 
 
 class TorchDiffEq(Integrator):
@@ -51,9 +52,9 @@ class TorchDiffEq(Integrator):
         adjoint: bool = False,
         max_evaluations: int = 100_000,
     ):
-        if method not in _ADAPTIVE:
+        if method not in _ORDERS:
             raise ValueError(
-                f"method = {method!r} is none of torchdiffeq's adaptive methods: {', '.join(_ADAPTIVE)}. For fixed steps use "
+                f"method = {method!r} is none of torchdiffeq's adaptive methods: {', '.join(_ORDERS)}. For fixed steps use "
                 "RK4 or Heun."
             )
         for name, value in (("rtol", rtol), ("atol", atol)):
@@ -73,12 +74,13 @@ class TorchDiffEq(Integrator):
         solve = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
         states = [x]
         for s, t in pairwise(times):
+            options = {"step_t": t.reshape(1), "first_step": self._first_step(drift, states[-1], s, t)}
             extra = {"adjoint_options": {"step_t": s.reshape(1)}} if adjoint else {}
             try:
                 states.append(
                     solve(
                         drift, states[-1], torch.stack([s, t]), method=self.method, rtol=self.rtol, atol=self.atol,
-                        options={"step_t": t.reshape(1)}, **extra,
+                        options=options, **extra,
                     )[-1]
                 )  # fmt: skip
             except AssertionError as error:
@@ -88,6 +90,16 @@ class TorchDiffEq(Integrator):
                 ) from error
         drift.left = self.max_evaluations  # for the adjoint
         return Trajectory(states, steps=drift.steps, rejected=drift.rejected)
+
+    @torch.no_grad()
+    def _first_step(self, drift: _Drift, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """The shortest of the samples' guesses. torchdiffeq's own would let gradients flow through the step sizes."""
+        ahead = s.expand(len(x))
+        guesses = first_length(
+            lambda y, times: drift.process.drift(y, times),
+            x, ahead, drift(s, x), float(t - s), self.rtol, self.atol, Orders(ode=_ORDERS[self.method]),
+        )  # fmt: skip
+        return guesses.min()
 
 
 class _Drift(nn.Module):
@@ -104,7 +116,7 @@ class _Drift(nn.Module):
             self.score = score  # so that the adjoint finds its parameters
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
-        t = t.to(torch.float64).clamp(self.low, self.high)  # its guess of the first step may reach beyond
+        t = t.detach().double().clamp(self.low, self.high)  # its guess of the first step may reach beyond
         self.latest = float(t)
         if self.left == 0:
             raise SolveError(

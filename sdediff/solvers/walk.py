@@ -280,6 +280,8 @@ class Walk:
     def _record(self, accepted: Tensor, t_new: Tensor) -> None:
         assert self.taken is not None
         rows = torch.nonzero(accepted).flatten()
+        if len(rows) == 0:
+            return
         goal = torch.where(self.arrives, self.goal, -1)[rows]
         driven = self.attempts.increments(rows)
         self.taken.append(Taken(self.samples.ids[rows], self.t[rows], t_new[rows], driven, goal))
