@@ -244,8 +244,8 @@ def check_solver(solver: object, process: SDE) -> None:
 def _check_coupling(solver: Method, noise: Noise) -> None:
     if noise.independent and solver.couples_samples:
         raise ValueError(
-            f"{type(solver).__name__} couples the samples of a batch, so PerSample noise cannot make them independent of it: "
-            "use a fixed-step solver, or seed=."
+            f"{type(solver).__name__} couples the samples of a batch, so {type(noise).__name__} cannot make "
+            "them independent of it: use a fixed-step solver, or seed=."
         )
 
 
