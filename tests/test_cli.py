@@ -310,6 +310,21 @@ def test_images_keep_their_shape_and_a_constant_pixel_its_value(capsys: pytest.C
     assert sd.training.load("run/checkpoint.safetensors").standardisation.mean.shape == (1, 3, 5)
 
 
+def test_ctrl_c_keeps_what_training_reached(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(step: int, loss: float) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    np.save("data.npy", np.random.default_rng(0).normal(size=(30, 2)))
+    monkeypatch.setattr(train_command, "fit", partial(train_command.fit, callback=interrupt, progress=False))
+    assert main(["train", "--data", "data.npy", "--out", "run", "--steps", "50", "--width", "4", "--depth", "1"]) == 130
+    assert capsys.readouterr().err == "sdediff: stopped.\n"
+    assert json.loads(Path("run/train.json").read_text())["steps"] == 4
+    assert main(["sample", "-c", "run", "--n", "3", "--steps", "2"]) == 0
+
+
 def test_whole_numbers_are_data_too() -> None:
     np.save("counts.npy", np.arange(40).reshape(20, 2))
     assert main(["train", "--data", "counts.npy", "--out", "run", "--steps", "2", "--width", "4", "--depth", "1"]) == 0
@@ -514,5 +529,9 @@ def test_as_a_command_in_a_shell() -> None:
     run = partial(subprocess.run, capture_output=True, text=True, env=environment, timeout=120)
     shown = run([sys.executable, "-m", "sdediff", "--version"])
     assert (shown.returncode, shown.stdout.strip(), shown.stderr) == (0, f"sdediff {sd.__version__}", "")
+    unread = subprocess.Popen([sys.executable, "-m", "sdediff", "--help"], stdout=-1, stderr=-1, env=environment)
+    assert unread.stdout and unread.stderr
+    unread.stdout.close()  # as `| head` does
+    assert (unread.stderr.read(), unread.wait(120)) == (b"", 141)
     wrong = run([sys.executable, "-m", "sdediff", "compare", "-s", "Nothing"])
     assert wrong.returncode == 2 and wrong.stdout == "" and wrong.stderr.count("\n") == 1

@@ -55,7 +55,7 @@ def command(
     out = folder(out)
     found = compare(sde, law, methods, steps=counts, n=n, eta=eta, seed=seed, progress=True)
     found = replace(found, title=f"{density} under {process}")
-    typer.echo(found)
     write_text(out / "compare.json", found.to_json())
     found.plot().savefig(out / "compare.png", dpi=150)
+    typer.echo(found)
     typer.echo(f"Written: {out / 'compare.json'}, {out / 'compare.png'}")

@@ -1,15 +1,16 @@
 """The command ``sdediff``: its subcommands, and what becomes of an error.
 
 Exit codes: 0, all well; 1, a check failed; 2, an option, a file or a value is wrong; 70, an error inside sdediff; 130,
-stopped by Ctrl-C. An error is one line on stderr; ``--debug`` anywhere on the line shows the traceback instead.
+stopped by Ctrl-C; 141, nobody reads the output any more. An error is one line on stderr; ``--debug`` anywhere on the
+line shows the traceback instead.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import Annotated, Any
 
 import torch
@@ -31,7 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
-FAILED, WRONG, BROKEN, STOPPED = 1, 2, 70, 130
+WRONG, BROKEN, STOPPED, UNREAD = 2, 70, 130, 141
 FORESEEN = (ValueError, TypeError, NotImplementedError, OSError, ImportError, SolveError, TrainingError)
 """Errors whose message says what is wrong with what was asked for."""
 
@@ -75,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without ─ or η is no reason to fail
     with warnings.catch_warnings():
         warnings.showwarning = _warn
         try:
@@ -83,9 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if status == STOPPED:  # typer turns Ctrl-C into this
                 print("sdediff: stopped.", file=sys.stderr)
             return status if isinstance(status, int) else 0
-        except BrokenPipeError:  # the reader of a pipe, such as `head`, has left
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+        except (BrokenPipeError, SystemExit):  # the reader of a pipe, such as `head`, has left; typer makes it an exit
+            return UNREAD
         except BaseException as error:
             if debug and not hasattr(error, "format_message"):
                 raise

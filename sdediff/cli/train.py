@@ -119,6 +119,8 @@ def command(
         f"{len(reached.losses):,} steps in {reached.seconds:.0f} s, loss {about['loss']:.4f}. Written to {out}: {CHECKPOINT}, "
         f"train.json, loss.csv, loss.png. Next: sdediff sample --checkpoint {out}"
     )
+    if len(reached.losses) < steps:
+        raise typer.Exit(130)  # Ctrl-C
 
 
 def _table(losses: Tensor) -> str:

@@ -75,6 +75,6 @@ def command(
 
 def _show(report: Report, stem: Path) -> None:
     """Print a report and write it as ``stem``.json and ``stem``.png."""
-    typer.echo(f"{report}\n")
     write_text(stem.with_suffix(".json"), report.to_json())
     report.plot().savefig(stem.with_suffix(".png"), dpi=150)
+    typer.echo(f"{report}\n")

@@ -141,10 +141,13 @@ def _train(sde: VP, digits: Digits, effort: Effort, seed: int) -> Fit:
     score = VelocityPrediction(sde, MLP((8, 8), width=effort.width, depth=effort.depth, classes=_CLASSES))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*never change")  # corners of digits are always empty
-        return fit(
+        reached = fit(
             score, digits.train, cond=digits.train_labels, loss=DenoisingLoss(score, drop_cond=0.1), steps=effort.steps,
             batch_size=128, lr=2e-3, seed=seed,
         )  # fmt: skip
+    if len(reached.losses) < effort.steps:
+        raise KeyboardInterrupt  # which training itself takes as a wish to go on with what there is
+    return reached
 
 
 # ---- samples ------------------------------------------------------------------------------------------------------
