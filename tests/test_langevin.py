@@ -90,6 +90,19 @@ def test_reversible(root):
     assert forward.abs().max() > 1  # neither is true of a drift that vanishes
 
 
+@pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
+def test_reversals_keep_the_law_too(eta):
+    """On a falling clock, with any stochasticity; a reversal that drifts like another one does not."""
+    target = mixture()
+    sde = sd.Overdamped(target, matrix)
+    back = sde.reverse(sde.score, eta)
+    assert sd.verify.stationary(back, target).passed
+    back.stochasticity = 0.9 * eta
+    assert sd.verify.stationary(back, target).passed
+    back.g = lambda x, t: eta * sde.diffusion(x, t)
+    assert not sd.verify.stationary(back, target).passed
+
+
 def test_without_the_divergence_the_law_is_another():
     class Forgetful(sd.Overdamped):
         def f(self, x, t):

@@ -97,20 +97,21 @@ def stationary(sde: SDE, density: Density, t: float = 0.0, *, seed: int = 0) -> 
     """Check exactly that ``density`` is a stationary law of ``sde``: its Fokker-Planck operator at t annihilates it.
 
     Args:
-        sde: any SDE, its f and g differentiable in x.
+        sde: any SDE, a reversal too, its f and g differentiable in x.
         density: anything with a smooth ``log_prob`` and a ``sample``.
         t: the time at which f and g are taken.
         seed: of the points, samples of the density.
     """
     law = Fixed(density)
     x = law.sample(_POINTS, t, torch.Generator().manual_seed(seed))
-    terms = fokker_planck(lambda x: sde.drift(x, t), lambda x: sde.diffusion(x, t), law.density.log_prob, x)
+    half = _Half(sde, t)
+    terms = fokker_planck(half.drift, half.diffusion, law.density.log_prob, x)
     title = f"{type(law.density).__name__} as stationary law of {type(sde).__name__}"
     return Report(title, (exact_row("L*p = 0", residual(terms), TOLERANCE),))
 
 
 class _Half:
-    """One half of the dynamics at fixed t, in rising time."""
+    """A process at fixed t, in its own rising time."""
 
     def __init__(self, sde: SDE, t: float):
         self.sde, self.t = sde, t
