@@ -258,6 +258,62 @@ def test_every_stochastic_member_tends_to_the_exact_law(eta):
         assert errors[1] < 0.7 * errors[0] or errors[1] < 1e-5, type(solver).__name__
 
 
+@pytest.fixture(scope="module")
+def line():
+    """A reversal on the line whose score is not linear, and starts from its exact law."""
+    sde = sd.VP(0.5, 2.0)
+    score = sd.ExactScore(sde, sd.densities.Mixture([[-1.0], [1.2]], std=[0.5, 0.7], weights=[0.4, 0.6]).to(dtype=F64))
+    return sde.reverse(score), score.sample(150_000, 1.0, seed=1)
+
+
+def halved(line, solver, steps, count):
+    """Ends with ``steps`` and with twice as many on the same Brownian paths."""
+    process, x = line
+    path = sd.BrownianPath(0.05, 1.0, seed=3, parts=steps)
+    return [sd.solve(process, x[:count], solver=solver, t1=0.05, steps=n, noise=path).x for n in (steps, 2 * steps)]
+
+
+@pytest.mark.parametrize(
+    "solver", [sd.DDIM(), sd.DPMSolver1(), sd.SEEDS2(), sd.SEEDS3()], ids=lambda s: type(s).__name__
+)
+def test_the_strong_order_claimed_is_measured(line, solver):
+    errors = []
+    for n in (128, 256):
+        coarse, fine = halved(line, solver, n, 2000)
+        errors.append((coarse - fine).square().flatten())
+    rows = torch.randint(2000, (1000, 2000), generator=torch.Generator().manual_seed(0))
+    slopes = 0.5 * torch.log2(errors[0][rows].mean(1) / errors[1][rows].mean(1))
+    assert float(slopes.std()) * 3.3 < 0.2
+    assert abs(float(slopes.mean()) - solver.orders.strong_additive) < 0.2
+
+
+@pytest.mark.parametrize(("solver", "steps"), [(sd.DDIM(), 16), (sd.DPMSolverPP2M(), 16)], ids=["DDIM", "2M"])
+def test_the_weak_order_claimed_is_measured_where_the_score_is_not_linear(line, solver, steps):
+    """The second moment; coupled halving takes most of the variance out."""
+    means, errors = [], []
+    for n in (steps, 2 * steps):
+        coarse, fine = (y.square() for y in halved(line, solver, n, 150_000))
+        means.append(float((coarse - fine).mean()))
+        errors.append(float((coarse - fine).std()) / math.sqrt(150_000))
+    order = math.log2(abs(means[0] / means[1]))
+    interval = 3.3 * math.hypot(errors[0] / means[0], errors[1] / means[1]) / math.log(2)
+    assert interval < 0.2
+    assert abs(order - solver.orders.weak) < 0.2 + interval / 3.3
+
+
+@pytest.mark.parametrize("solver", [sd.DDIM(), sd.DPMSolverPP2M(), sd.Ancestral()], ids=lambda s: type(s).__name__)
+def test_the_weak_order_claimed_is_measured_exactly_on_gaussian_data(solver):
+    sde = sd.VP(0.5, 2.0)
+    score = sd.ExactScore(sde, sd.densities.Mixture([[1.0]], std=0.5))
+    start, goal = score.law(1.0), score.law(0.05)
+    errors = []
+    for n in (150, 300):
+        grid = sd.grids.resolve(sde.reverse(score), 1.0, 0.05, steps=n)
+        _, variance = law(sde.reverse(score), solver, grid, n, float(start.means), float(start.variances))
+        errors.append(abs(variance / float(goal.variances) - 1))
+    assert abs(math.log2(errors[0] / errors[1]) - solver.orders.weak) < 0.2
+
+
 def test_stochastic_solvers_need_few_evaluations():
     """N(1, 1/4) between noise levels 157 and 0.01, eta = 1: half the error of SDE-DPM-Solver++ 2M on its usual grid."""
     sde = sd.EDM(t_max=157.0, t_min=0.01)

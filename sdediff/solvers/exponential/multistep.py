@@ -63,9 +63,12 @@ class ExponentialMultistep(Solver):
         self.corrector, self.corrector_order = corrector, corrector_order or order
         self.lower_final = lower_final
         self.stochasticity = None if stochasticity is None else check_coefficient(stochasticity, "stochasticity")
-        # To first order in the noise, whatever q: the prediction at a noisy state is not smooth in time.
+        # With noise: measured for one and two predictions without corrector, not claimed for the rest.
+        plain = corrector is None and isinstance(self.prediction, HeldData)
         self.orders = Orders(
-            strong_additive=1.0, weak=1.0, ode=float(order if corrector is None else self.corrector_order + 1)
+            strong_additive=1.0 if order == 1 and corrector is None else None,
+            weak={1: 1.0, 2: 2.0}.get(order) if plain else None,
+            ode=float(order if corrector is None else self.corrector_order + 1),
         )
 
     def check(self, process: SDE) -> None:

@@ -126,7 +126,7 @@ class DPMSolverPP3M(ExponentialMultistep):
     def __init__(self, *, published: bool = False, lower_final: bool = False):
         super().__init__(3, rule=Published3M() if published else Polynomial(), lower_final=lower_final)
         if published:
-            self.orders = Orders(strong_additive=1.0, weak=1.0, ode=2.0)
+            self.orders = Orders(ode=2.0)
 
 
 class DEIS(ExponentialMultistep):
@@ -153,7 +153,7 @@ class IPNDM(ExponentialMultistep):
 
     def __init__(self, order: int = 4):
         super().__init__(order, prediction=HeldNoise(), rule=Adams())
-        self.orders = Orders(strong_additive=1.0, weak=1.0, ode=float(min(order, 2)))
+        self.orders = Orders(ode=float(min(order, 2)))
 
 
 class UniPCSolver(ExponentialMultistep):
