@@ -38,6 +38,11 @@ class Diagonal:
         r""":math:`GG^\top v`."""
         return v * (self.value * self.value)
 
+    @property
+    def requires_grad(self) -> bool:
+        """True where it was made of something that wants a gradient."""
+        return isinstance(self.value, Tensor) and self.value.requires_grad
+
     def noise_shape(self, x: Tensor) -> torch.Size:
         """The shape of the noise that drives ``x``."""
         return x.shape
@@ -71,6 +76,11 @@ class Dense:
     def gram(self, v: Tensor) -> Tensor:
         r""":math:`GG^\top v`."""
         return self @ (self.matrix.mT @ v.unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def requires_grad(self) -> bool:
+        """True where it was made of something that wants a gradient."""
+        return self.matrix.requires_grad
 
     def noise_shape(self, x: Tensor) -> torch.Size:
         """The shape of the noise that drives ``x``."""
@@ -129,9 +139,10 @@ def _checked_dense(matrix: Tensor, x: Tensor, what: str) -> Dense:
 
 def gram_divergence(g: Callable[[Tensor], Diffusion], x: Tensor) -> Tensor:
     r""":math:`\nabla\cdot(GG^\top)` of a diffusion given as a function of the state; 0 where it ignores the state."""
-    keep = torch.is_grad_enabled() and x.requires_grad
+    # Where g itself is learned, its parameters want their gradient though x may want none.
+    keep = torch.is_grad_enabled() and (x.requires_grad or g(x).requires_grad)
     with recording():
-        at = x if keep else leaf(x)
+        at = x if keep and x.requires_grad else leaf(x)
         divergence = g(at).gram_divergence(at)
     return divergence if keep else divergence.detach()
 

@@ -445,6 +445,36 @@ def test_gradients_through_a_solve(solver, make):
         torch.testing.assert_close(parameter.grad, want, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradients_for_a_learned_diffusion(dense):
+    """g's parameters act through the noise, through Ds and through ∇·D, from the first step on, x itself wanting none."""
+
+    class Neural(sd.SDE, torch.nn.Module):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.a = torch.nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+
+        def f(self, x, t):
+            return -x
+
+        def g(self, x, t):
+            g = 1 + self.a * torch.tanh(x)
+            return sd.Dense(torch.diag_embed(g)) if dense else g
+
+    sde, x = Neural(), randn(4, 2)
+
+    def loss(differentiable=False):
+        back = sde.reverse(lambda x, t: -x)
+        out = sd.solve(
+            back, x, solver=sd.EulerMaruyama(), t0=0.5, t1=0.3, steps=2, seed=0, differentiable=differentiable
+        )
+        return out.x.square().sum()
+
+    loss(differentiable=True).backward()
+    want = by_differences(lambda: float(loss()), sde.a.detach())
+    torch.testing.assert_close(sde.a.grad, want, rtol=1e-6, atol=1e-7)
+
+
 def test_no_graph_unless_asked():
     net = Learned()
     x = randn(3, 2).requires_grad_()
