@@ -106,14 +106,27 @@ class Seeded(Noise):
         return torch.randn(shape, generator=_usable(self.generator, device), device=device, dtype=dtype)
 
 
+_SMALL = 4096  # numbers; a call costs as much as some hundred, so small states are drawn for several steps at once
+
+
 class _SeededStream(Stream):
     def __init__(self, generator: torch.Generator | None, x: Tensor):
         self.generator, self.shape, self.device, self.dtype = generator, x.shape, x.device, x.dtype
+        self.steps = _SMALL // max(1, x.numel())
+        self.waiting: list[Tensor] = []  # drawn and not yet used, last first
 
     def normal(self, shape: torch.Size | None = None) -> Tensor:
-        return torch.randn(
-            self.shape if shape is None else shape, generator=self.generator, device=self.device, dtype=self.dtype
-        )
+        if self.steps < 2 or not (shape is None or shape == self.shape):
+            return self._draw(self.shape if shape is None else shape)
+        if not self.waiting:
+            self.waiting.extend(self._draw((self.steps, *self.shape)).unbind()[::-1])
+        return self.waiting.pop()
+
+    def unit(self, s: float, t: float, shape: torch.Size | None = None) -> Tensor:
+        return self.normal(shape)
+
+    def _draw(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 
 
 class PerSample(Noise):

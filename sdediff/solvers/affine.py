@@ -48,10 +48,14 @@ def affine_steps(process: Semilinear, grid: Tensor, view: View, coefficients: Co
     a, b, c = coefficients
     nodes, spread = grid.tolist(), c.tolist()
     drifted = process.score.combined(grid[:-1], a, b, view)
+    fresh = (a != 0).tolist()  # else the prediction itself may have come back, which is not ours to write on
 
     def advance(k: int, x: Tensor) -> Tensor:
         new = drifted[k](x)
-        return torch.add(new, noise.unit(nodes[k], nodes[k + 1]), alpha=spread[k]) if spread[k] else new
+        if not spread[k]:
+            return new
+        z = noise.unit(nodes[k], nodes[k + 1])
+        return new.add_(z, alpha=spread[k]) if fresh[k] else torch.add(new, z, alpha=spread[k])
 
     return advance
 
