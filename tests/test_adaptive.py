@@ -399,6 +399,15 @@ def test_an_overflow_is_survived_or_named():
         )
 
 
+def test_a_state_that_overflows_is_named():
+    """A constant slope has no error, yet x = 1e307 t leaves float64 at t = 17.98: found there, not at the end."""
+    flow = Plain(lambda x, t: torch.full_like(x, 1e307))
+    flow.t_max = 30.0
+    with pytest.raises(sd.NonFiniteError, match="2 of 2 samples") as caught:
+        sd.solve(flow, torch.zeros(2, 1).double(), solver=sd.Tsitouras(), t0=0.0, t1=30.0)
+    assert caught.value.t == pytest.approx(17.9769, abs=1e-3) and caught.value.step > 0
+
+
 def test_a_singularity_is_named():
     """x' = x² from 2 is infinite at t = 1/2; samples from 1/4 get through."""
     x = torch.tensor([[0.25], [2.0], [0.25]], dtype=torch.float64)

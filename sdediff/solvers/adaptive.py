@@ -222,8 +222,8 @@ class BogackiShampine(EmbeddedRungeKutta):
 
 def _weighted(weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """The sum of the slopes with these weights."""
-    total = torch.zeros_like(slopes[0])
-    for weight, slope in zip(weights, slopes, strict=True):
+    total = slopes[0] * weights[0]
+    for weight, slope in zip(weights[1:], slopes[1:], strict=True):
         if weight:
-            total = torch.add(total, slope, alpha=weight)
+            total.add_(slope, alpha=weight)
     return total

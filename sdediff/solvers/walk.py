@@ -112,10 +112,8 @@ class Adaptive(Integrator):
         with torch.no_grad():
             walk = Walk(self, process, x.detach(), interval)
             walk.run()
-        states = walk.states
-        if interval.differentiable:
-            states = _again(self, walk, x)
-        return Trajectory(states, walk.steps, walk.rejected, whole(walk.samples.evaluations))
+        states = _again(self, walk, x) if interval.differentiable else walk.states
+        return Trajectory(states, walk.steps, walk.rejected, walk.samples.evaluations())
 
 
 class Samples:
@@ -128,28 +126,48 @@ class Samples:
 
     def __init__(self, process: SDE, x: Tensor):
         self.process, self.batch = process, x.shape[0]
-        self.evaluations = torch.zeros(self.batch, dtype=torch.float32, device=x.device)
+        self.ids = torch.arange(self.batch, device=x.device)
         self.within = process
+        self._received = torch.zeros(self.batch, dtype=torch.float32, device=x.device)
+        self._together = 0.0  # what all under way have received on top of that
 
     def go_on(self, ids: Tensor) -> None:
         """Restrict to these samples of the batch, (n,)."""
+        self._settle()
         self.ids = ids
         self.within = self.process if len(ids) == self.batch else self.process.rows(ids, self.batch)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift of the samples under way."""
-        return self._counted(self.within, self.ids, x, t)
+        slope, cost = _counted(self.within, x, t)
+        self._together += cost
+        return slope
 
     def drift_of(self, rows: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The drift of some of the samples under way, given by their rows among them."""
+        if len(rows) == len(self.ids):
+            return self.drift(x, t)
         ids = self.ids[rows]
-        return self._counted(self.process.rows(ids, self.batch), ids, x, t)
-
-    def _counted(self, process: SDE, ids: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        with counting.count() as tally:
-            slope = process.drift(x, t)
-        self.evaluations[ids] += tally.rows / len(ids)
+        slope, cost = _counted(self.process.rows(ids, self.batch), x, t)
+        self._received[ids] += cost
         return slope
+
+    def evaluations(self) -> Tensor:
+        """Score evaluations received, (B,): integers, where they are."""
+        self._settle()
+        rounded = self._received.round().long()
+        return rounded if bool((self._received == rounded).all()) else self._received
+
+    def _settle(self) -> None:
+        self._received[self.ids] += self._together
+        self._together = 0.0
+
+
+def _counted(process: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, float]:
+    """The drift, and how many score evaluations each row took."""
+    with counting.count() as tally:
+        slope = process.drift(x, t)
+    return slope, tally.rows / len(x)
 
 
 class Attempts(ABC):
@@ -202,15 +220,18 @@ class Walk:
         span = float(interval.times[-1] - interval.times[0])
         self.sign, self.span = math.copysign(1.0, span), abs(span)
         self.samples = Samples(process, x)
-        self.samples.go_on(torch.arange(batch, device=x.device))
         self.x, self.t = x, self.times[0].expand(batch).clone()
         self.goal = torch.ones(batch, dtype=torch.long, device=x.device)
         self.states = [x, *(torch.empty_like(x) for _ in self.times[1:])]
-        self.steps = torch.zeros(batch, dtype=torch.long, device=x.device)
+        self.steps = torch.zeros(batch, dtype=torch.long, device=x.device)  # of those that have arrived
         self.rejected = torch.zeros_like(self.steps)
+        self.count, self.rounds = (
+            torch.zeros_like(self.steps),
+            0,
+        )  # steps of those under way, who have tried every round
         self.taken: list[Taken] | None = [] if interval.differentiable else None
         self.attempts = method.open(self.samples, x, self.t, interval.noise)
-        self.length = self.attempts.first(span).to(clock)
+        self.length = torch.maximum(self.attempts.first(span).to(clock), self._smallest())
         self.previous = torch.ones_like(self.t)
         self.refused = torch.zeros_like(self.goal, dtype=torch.bool)  # the last attempt was
 
@@ -244,9 +265,7 @@ class Walk:
         self.previous = torch.where(accepted, ratio.clamp_min(1e-4), self.previous)
         self.refused = ~accepted
         self.arrives &= accepted
-        ids = self.samples.ids
-        self.steps[ids] += accepted
-        self.rejected[ids] += self.refused
+        self.count, self.rounds = self.count + accepted, self.rounds + 1
         if self.taken is not None:
             self._record(accepted, t_new)
         self.x = torch.where(_beside(accepted, new), new, self.x)
@@ -293,13 +312,22 @@ class Walk:
             rows = torch.nonzero(self.arrives & (self.goal == number)).flatten()
             self.states[number][ids[rows]] = self.x[rows]
         self.goal = self.goal + self.arrives
-        rows = torch.nonzero(self.goal < len(self.times)).flatten()
-        if 0 < len(rows) < len(ids):
-            self.samples.go_on(ids[rows])
-            for name in ("x", "t", "goal", "length", "previous", "refused"):
-                setattr(self, name, getattr(self, name)[rows])
-            self.attempts.keep(rows)
+        there = self.goal == len(self.times)
+        rows = torch.nonzero(~there).flatten()
+        if len(rows) < len(ids):
+            self.steps[ids[there]] = self.count[there]
+            self.rejected[ids[there]] = self.rounds - self.count[there]
+            self._go_on(rows)
         return len(rows) == 0
+
+    def _go_on(self, rows: Tensor) -> None:
+        """Without the samples that have arrived."""
+        if len(rows) == 0:
+            return
+        self.samples.go_on(self.samples.ids[rows])
+        for name in ("x", "t", "goal", "length", "previous", "refused", "count"):
+            setattr(self, name, getattr(self, name)[rows])
+        self.attempts.keep(rows)
 
     def _fail(self) -> None:
         broken = self.failed & self.broken
@@ -312,7 +340,7 @@ class Walk:
         raise NonFiniteError(
             f"The drift is NaN or infinite, however small the step, {self._where(broken)}. Check the score there; where the "
             "drift is infinite at an end of the clock, start or stop a little inside.",
-            step=int(self.steps[self.samples.ids[row]]),
+            step=int(self.count[row]),
             t=float(self.t[row]),
             samples=self.samples.ids[broken].tolist(),
             state=self._current(),
@@ -323,7 +351,7 @@ class Walk:
         first = int(torch.nonzero(rows)[0])
         return (
             f"for {len(ids)} of {self.samples.batch} samples (first: {ids[:5].tolist()}): sample {int(ids[0])} after "
-            f"{int(self.steps[ids[0]])} steps at t = {float(self.t[first]):.6g}, next step {float(self.length[first]):.2g}"
+            f"{int(self.count[first])} steps at t = {float(self.t[first]):.6g}, next step {float(self.length[first]):.2g}"
         )
 
     def _current(self) -> Tensor:
@@ -336,8 +364,7 @@ class Walk:
 def _again(method: Adaptive, walk: Walk, x: Tensor) -> list[Tensor]:
     """The states at the wanted times once more, with the graph, by the steps that the walk has found."""
     taken = walk.taken or []
-    samples = Samples(walk.samples.process, x)
-    samples.evaluations = walk.samples.evaluations
+    samples = walk.samples
     samples.go_on(torch.arange(samples.batch, device=x.device))
     parts: list[list[Tensor]] = [[] for _ in walk.times]
     owners: list[list[Tensor]] = [[] for _ in walk.times]
@@ -365,12 +392,6 @@ def rms(values: Tensor) -> Tensor:
     """The root mean square over the coordinates of each sample, (n,)."""
     flat = values.reshape(len(values), -1)
     return flat.to(torch.promote_types(flat.dtype, torch.float32)).square().mean(1).sqrt()
-
-
-def whole(counts: Tensor) -> Tensor:
-    """Counts as integers, where they are."""
-    rounded = counts.round().long()
-    return rounded if bool((counts == rounded).all()) else counts
 
 
 def _beside(mask: Tensor, x: Tensor) -> Tensor:
