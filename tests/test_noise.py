@@ -277,3 +277,13 @@ def test_integrators_refuse_per_sample_noise(solver):
     steps = {"steps": 5} if solver.fixed else {}
     with pytest.raises(ValueError, match=rf"{type(solver).__name__} couples the samples of a batch, so PerSample"):
         sd.solve(flow, torch.zeros(3, 2), solver=solver, noise=sd.PerSample([1, 2, 3]), **steps)
+
+
+@pytest.mark.parametrize("rows", [16, 64, 7])
+def test_a_seed_means_the_numbers_of_torch_randn_call_by_call(rows):
+    """Small states are drawn for several steps at once; nobody can tell from the numbers."""
+    x = torch.zeros(rows, 2)
+    stream = Seeded(torch.Generator().manual_seed(5)).open(x)
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(300):
+        assert torch.equal(stream.unit(0.0, 1.0), torch.randn(rows, 2, generator=generator))
