@@ -505,7 +505,11 @@ def breaking(at, rows):
     return function
 
 
-@pytest.mark.parametrize("noise", [{"seed": 3}, {"noise": sd.PerSample(range(4))}, {"generator": None}, {}], ids=["seed", "per sample", "generator", "none"])
+@pytest.mark.parametrize(
+    "noise",
+    [{"seed": 3}, {"noise": sd.PerSample(range(4))}, {"generator": None}, {}],
+    ids=["seed", "per sample", "generator", "none"],
+)
 @pytest.mark.parametrize(
     ("solver", "flow"),
     [
