@@ -137,3 +137,14 @@ def test_what_it_refuses(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ImportError, match=r"pip install 'sdediff\[bench\]'"):
         sd.solve(Flow(), randn(2, 1), solver=sd.TorchDiffEq(), t0=1.0, t1=0.0)
+
+
+@needs_it
+def test_the_adjoint_stays_inside_its_interval():
+    """Backwards torchdiffeq guesses its first step itself, here longer than the interval: nothing beyond t_max is asked."""
+    flow, x = Flow(), randn(3, 1).requires_grad_()
+    out = sd.solve(flow, x, solver=sd.TorchDiffEq(adjoint=True), t0=1.0, t1=0.9999, differentiable=True)
+    (gradient,) = torch.autograd.grad(out.x.sum(), x)
+    assert 0.9999 <= min(flow.times) and max(flow.times) <= 1.0
+    step = transported(torch.ones(()).double(), 1.0, 0.9999) - transported(torch.zeros(()).double(), 1.0, 0.9999)
+    assert torch.allclose(gradient, step.expand_as(gradient), rtol=1e-6)

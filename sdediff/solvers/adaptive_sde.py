@@ -37,8 +37,8 @@ class AdaptiveHeun(Adaptive):
     """Stochastic Heun steps, each sample its own, for any SDE with diagonal noise or additive matrix noise.
 
     Args:
-        rtol, atol: the error allowed in one step, relative to the state and in its units. The error of a path is some ten
-            times as large, that of the law smaller.
+        rtol, atol: the error allowed in one step, relative to the state and in its units. The error of a path, some 0.2 to 3
+            times as large in the tests, falls with its power 2/3 (so steps go with its power -2/3).
         max_steps: the most steps tried for one sample.
 
     Raises:
@@ -49,7 +49,7 @@ class AdaptiveHeun(Adaptive):
     orders = Orders(strong=1.0, strong_additive=1.0, weak=1.0, ode=2.0)
     controller = Controller(1.5)
 
-    def __init__(self, *, rtol: float = 1e-2, atol: float = 1e-2, max_steps: int = 10_000):
+    def __init__(self, *, rtol: float = 2e-2, atol: float = 2e-2, max_steps: int = 10_000):
         super().__init__(rtol=rtol, atol=atol, max_steps=max_steps)
 
     def open(self, samples: Samples, x: Tensor, t: Tensor, noise: Noise) -> Attempts:
@@ -110,11 +110,11 @@ class _Steps(Attempts):
         self.path = BridgedPath(noise, x, t, diffusion.noise_shape(x), samples)
         self.slope = torch.empty_like(x)
         self.stale = torch.ones_like(t, dtype=torch.bool)
-        self.dw = x
+        self.t, self.dw = t, x
 
     def first(self, span: float) -> Tensor:
         """A hundredth of the interval; a rejection costs one evaluation."""
-        return torch.full(self.stale.shape, 0.01 * abs(span), dtype=torch.float64, device=self.stale.device)
+        return torch.full_like(self.t, 0.01 * abs(span))
 
     def attempt(self, x: Tensor, t: Tensor, t_new: Tensor) -> tuple[Tensor, Tensor]:
         """A step on the path; the drift at x is evaluated where the state has moved."""

@@ -76,7 +76,7 @@ class Adaptive(Integrator):
     Raises:
         ValueError: a tolerance or ``max_steps`` is not positive.
         SolveError: a sample did not arrive within ``max_steps``, or its step became too small to move its clock.
-        NonFiniteError: the drift of a sample is NaN or infinite, however small the step.
+        NonFiniteError: a sample's step comes out NaN or infinite, however small.
     """
 
     controller: Controller
@@ -156,7 +156,7 @@ class Samples:
         """Score evaluations received, (B,): integers, where they are."""
         self._settle()
         rounded = self._received.round().long()
-        return rounded if bool((self._received == rounded).all()) else self._received
+        return rounded if bool((self._received == rounded).all()) else self._received.clone()
 
     def _settle(self) -> None:
         self._received[self.ids] += self._together
@@ -225,10 +225,8 @@ class Walk:
         self.states = [x, *(torch.empty_like(x) for _ in self.times[1:])]
         self.steps = torch.zeros(batch, dtype=torch.long, device=x.device)  # of those that have arrived
         self.rejected = torch.zeros_like(self.steps)
-        self.count, self.rounds = (
-            torch.zeros_like(self.steps),
-            0,
-        )  # steps of those under way, who have tried every round
+        self.count = torch.zeros_like(self.steps)  # of those under way
+        self.rounds = 0  # attempts of each of those under way
         self.taken: list[Taken] | None = [] if interval.differentiable else None
         self.attempts = method.open(self.samples, x, self.t, interval.noise)
         self.length = torch.maximum(self.attempts.first(span).to(clock), self._smallest())
@@ -258,9 +256,7 @@ class Walk:
         self.broken = torch.isinf(ratio)
         factor = self.method.controller.factor(ratio, self.previous, accepted, self.refused)
         length = h * factor
-        kept_short = accepted & (
-            h < self.length
-        )  # by a time to land on: the next may be as long as this was meant to be
+        kept_short = accepted & (h < self.length)  # to land: the next may be as long as this was meant to be
         self.length = torch.where(kept_short, torch.maximum(length, self.length), length)
         self.previous = torch.where(accepted, ratio.clamp_min(1e-4), self.previous)
         self.refused = ~accepted
@@ -338,8 +334,8 @@ class Walk:
             )
         row = int(torch.nonzero(broken)[0])
         raise NonFiniteError(
-            f"The drift is NaN or infinite, however small the step, {self._where(broken)}. Check the score there; where the "
-            "drift is infinite at an end of the clock, start or stop a little inside.",
+            f"A step came out NaN or infinite, however small, {self._where(broken)}. Check the score there; where drift or "
+            "noise is infinite at an end of the clock, start or stop a little inside.",
             step=int(self.count[row]),
             t=float(self.t[row]),
             samples=self.samples.ids[broken].tolist(),
