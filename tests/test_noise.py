@@ -220,6 +220,16 @@ def test_starting_states_and_steps_are_independent(assert_law):
     assert abs(float((start * step).mean()) / 0.5) * math.sqrt(200_000) < 5.33
 
 
+@pytest.mark.parametrize("shape", [(16,), (8, 2), (4, 4, 2), (5, 3), (48,), (3000, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_a_stream_is_its_generator_s_numbers(shape, dtype):
+    """However many steps are drawn at once, they are the numbers of one torch.randn a step."""
+    stream = Seeded(torch.Generator().manual_seed(8)).open(torch.zeros(shape, dtype=dtype))
+    plain = torch.Generator().manual_seed(8)
+    for _ in range(7):
+        assert torch.equal(stream.normal(), torch.randn(shape, generator=plain, dtype=dtype))
+
+
 def test_increments_scale_with_the_root_of_the_step():
     x = torch.zeros(3, 2)
     for make in (lambda: as_noise(x.device, 0, None, None).open(x), lambda: sd.PerSample([1, 2, 3]).open(x)):
