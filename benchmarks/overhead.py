@@ -12,7 +12,7 @@ from .measure import interleaved, lower_quartile
 from .peers import loops
 
 T1 = 1e-3
-SIZES = {64: 200, 4096: 100, 65_536: 20}  # batch: steps
+SIZES = {64: 500, 4096: 200, 65_536: 50}  # batch: steps
 
 
 def run(quick: bool) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def _cell(value: Any) -> str:
 
 def _precision(data: dict[str, Any]) -> str:
     rows = data["rows"]
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    axes.set_prop_cycle(color=plt.get_cmap("tab20").colors)
     names = list(dict.fromkeys((r["library"], r["solver"]) for r in rows))
     for library, solver in names:
         best: dict[int, float] = {}
@@ -69,7 +70,8 @@ def _precision(data: dict[str, Any]) -> str:
         )
     axes.set(xlabel="evaluations of the score", ylabel="median error against the exact flow")
     axes.set_title("Flow of an uneven ring, noise level 157 to 0.01; best grid of each solver")
-    axes.legend(fontsize=7, ncols=2)
+    axes.set_ylim(top=2.0)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.grid(alpha=0.3, which="both")
     figure.savefig(OUT / "precision.png", dpi=90)
     plt.close(figure)
@@ -85,8 +87,8 @@ def _precision(data: dict[str, Any]) -> str:
         tables.append(f"### About {budget} evaluations\n\n" + _table(head, body))
     adapted = [r for r in rows if "pilot evaluations" in r]
     pilot = _table(
-        ["evaluations", "pilot evaluations in all", "pilot seconds"],
-        [[r["nfe"], r["pilot evaluations"], r["pilot seconds"]] for r in adapted],
+        ["solver", "evaluations", "pilot evaluations in all", "pilot seconds"],
+        [[r["solver"], r["nfe"], r["pilot evaluations"], r["pilot seconds"]] for r in adapted],
     )
     noisy = _table(
         ["library", "solver", "grid", "evaluations", "relative error of the standard deviation"],

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import counting
-from .checks import check_finite, check_state
+from .checks import all_finite, check_finite, check_state
 from .errors import NonFiniteError
 from .grids import Grid, check_steps, resolve, saved_times
 from .noise import Noise, as_noise
@@ -129,7 +129,7 @@ class _Run:
             if self.callback is not None:
                 self.callback(k, times[k + 1], x)
         last = kept[-1] if kept and times[-1] in keep else x
-        if not _finite(x):
+        if not all_finite(x):
             self._replay(solver, nodes, again)
         if times[-1] not in keep:  # the end is always given
             kept, wanted = [*kept, last], torch.cat([wanted, nodes[-1:]])
@@ -160,7 +160,7 @@ class _Run:
         every = every.flip(0) if self.t1 < self.t0 else every
         out = solver.integrate(self.process, self.x, Interval(every, step, self.noise, self.differentiable))
         for t, state in zip(every.tolist(), out.states, strict=True):
-            if not _finite(state):
+            if not all_finite(state):
                 _raise_non_finite(None, t, state, None)
         keep = set(wanted.tolist()) | {self.t1}
         kept = [(t, state) for t, state in zip(every.tolist(), out.states, strict=True) if t in keep]
@@ -179,7 +179,7 @@ class _Run:
             advance = solver.prepare(self.process, nodes, noise.open(x))
             for k in range(len(times) - 1):
                 new = advance(k, x)
-                if not _finite(new):
+                if not all_finite(new):
                     _raise_non_finite(k, times[k + 1], new, x, times[k])
                 x = new
         raise NonFiniteError(
@@ -187,10 +187,6 @@ class _Run:
             "score or the drift does not give the same value twice (dropout? put the network in eval mode).",
             step=None, t=times[-1], samples=[], state=x,
         )  # fmt: skip
-
-
-def _finite(x: Tensor) -> bool:
-    return x.device.type == "meta" or bool(torch.isfinite(x).all())
 
 
 def _raise_non_finite(k: int | None, t: float, bad: Tensor, good: Tensor | None, s: float | None = None) -> None:
