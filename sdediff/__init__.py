@@ -6,10 +6,9 @@ from .data import Standardisation
 from .diffusion import Dense, Diagonal
 from .errors import NonFiniteError, SolveError
 from .exact import ExactScore
-from .keyed import Keyed
+from .keyed import Keyed, PerSample
 from .langevin import Chains, Overdamped, Phase, Underdamped, mala
 from .linear import LinearSDE
-from .noise import PerSample
 from .predictions import (
     DataPrediction,
     FlowPrediction,

@@ -32,7 +32,7 @@ _BLOCK = 1 << 15  # words hashed at once: they stay in the cache
 class Keyed(Noise):
     """Sample i's numbers are a function of (seed, i), or of seeds[i], alone: not of the batch, nor of its size.
 
-    Computed on the states' device. Unlike :class:`~sdediff.PerSample` it needs no generator per sample.
+    Computed on the states' device, at the cost of a few draws of a plain generator.
 
     Args:
         seed: one integer in [0, 2**63), for any batch, or one per sample.
@@ -85,6 +85,24 @@ class Keyed(Noise):
                 f"{type(self).__name__} has {len(self._seeds)} seeds for a batch of {batch}: give one seed per sample, or "
                 "one seed for all."
             )
+
+
+class PerSample(Keyed):
+    """One seed per sample: sample i sees the same numbers alone and in any batch, bit for bit on one kind of device.
+
+    Args:
+        seeds: one integer in [0, 2**63) per sample.
+
+    Raises:
+        TypeError, ValueError: a seed is no integer or out of range, or there are none.
+    """
+
+    def __init__(self, seeds: Sequence[int] | Tensor):
+        if isinstance(seeds, int):
+            raise TypeError(
+                f"PerSample needs one seed per sample, got {seeds}: use Keyed({seeds}), or PerSample(range(n))."
+            )
+        super().__init__(seeds)
 
 
 class KeyedStream(Stream):

@@ -4,13 +4,12 @@ A solver asks its :class:`Stream` for standard normals: ``unit(s, t)`` drives th
 increment is ``sqrt(|t - s|) * unit(s, t)``; ``normal()`` is noise that belongs to no path, as in a Langevin corrector.
 
 What a seed guarantees: the same numbers on the same device type, torch version, dtype and batch shape, whatever ran
-before. :class:`PerSample` guarantees more: sample i depends on its own seed alone, bit for bit, whatever the batch.
+before. :class:`~sdediff.PerSample` guarantees more: sample i depends on its own seed alone, bit for bit, whatever the batch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -81,14 +80,15 @@ class Seeded(Noise):
 
     Args:
         generator: on the device of the states (on the host for meta states).
+        alone: nobody else draws from it, so that numbers may be drawn ahead of their use.
     """
 
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
+    def __init__(self, generator: torch.Generator, *, alone: bool = False):
+        self.generator, self.alone = generator, alone
 
     def open(self, x: Tensor) -> Stream:
         """A stream that draws from the generator."""
-        return _SeededStream(_usable(self.generator, x.device), x)
+        return _SeededStream(_usable(self.generator, x.device), x, self.alone)
 
     def integer(self) -> int:
         """An integer from the generator."""
@@ -99,7 +99,7 @@ class Seeded(Noise):
         """A twin of the generator as it stands."""
         twin = torch.Generator(self.generator.device)
         twin.set_state(self.generator.get_state())
-        return Seeded(twin)
+        return Seeded(twin, alone=self.alone)
 
     def initial(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
         """Standard normals from the generator."""
@@ -112,9 +112,9 @@ _SMALL, _SIXTEEN = 4096, 16
 
 
 class _SeededStream(Stream):
-    def __init__(self, generator: torch.Generator | None, x: Tensor):
+    def __init__(self, generator: torch.Generator | None, x: Tensor, alone: bool):
         self.generator, self.shape, self.device, self.dtype = generator, x.shape, x.device, x.dtype
-        alike = x.device.type == "cpu" and x.numel() % _SIXTEEN == 0
+        alike = alone and x.device.type == "cpu" and x.numel() % _SIXTEEN == 0
         self.steps = _SMALL // max(1, x.numel()) if alike else 1
         self.waiting: list[Tensor] = []  # drawn and not yet used, last first
 
@@ -130,88 +130,6 @@ class _SeededStream(Stream):
 
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
-
-
-class PerSample(Noise):
-    """One seed per sample: sample i sees the same numbers alone and in any batch, bit for bit.
-
-    Numbers are drawn on the host, many steps at a time, and moved to the states' device.
-
-    Args:
-        seeds: one integer in [0, 2**31) per sample (torch's host generator tells 32 bits apart; the upper half is kept
-            for starting states).
-
-    Raises:
-        TypeError, ValueError: a seed is no integer or out of range, or there are none.
-    """
-
-    independent = True
-
-    def __init__(self, seeds: Sequence[int] | Tensor):
-        if isinstance(seeds, Tensor):
-            seeds = seeds.tolist()
-        self.seeds = list(seeds)
-        if not self.seeds:
-            raise ValueError("PerSample needs at least one seed.")
-        for seed in self.seeds:
-            if not isinstance(seed, int) or isinstance(seed, bool):
-                raise TypeError(f"A seed must be an integer, got {seed!r}.")
-            if not 0 <= seed < 2**31:
-                raise ValueError(f"Seed {seed} is outside [0, 2**31).")
-
-    def open(self, x: Tensor) -> Stream:
-        """A stream with one generator per sample."""
-        self.check(x.shape[0])
-        return _PerSampleStream([torch.Generator().manual_seed(s) for s in self.seeds], x)
-
-    def initial(self, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Standard normals, each sample's from its own seed, apart from those of the steps."""
-        self.check(shape[0])
-        if device.type == "meta":
-            return torch.empty(shape, device=device, dtype=dtype)
-        generators = [torch.Generator().manual_seed(2**31 + s) for s in self.seeds]
-        rows = [torch.randn(shape[1:], generator=generator, dtype=_drawn(dtype)) for generator in generators]
-        return torch.stack(rows).to(device, dtype)
-
-    def integer(self) -> int:
-        """Refused: one seed for a whole batch couples its samples."""
-        raise ValueError("PerSample has no seed for a backend that draws for the whole batch: use seed=.")
-
-    def rows(self, start: int, stop: int) -> PerSample:
-        """The seeds of a part of the batch."""
-        return PerSample(self.seeds[start:stop])
-
-    def check(self, batch: int) -> None:
-        """One seed per sample is needed."""
-        if batch != len(self.seeds):
-            raise ValueError(f"PerSample has {len(self.seeds)} seeds for a batch of {batch}: give one seed per sample.")
-
-
-_BLOCK = 256  # numbers drawn at once from one sample's generator; a call costs as much as 300 numbers
-
-
-class _PerSampleStream(Stream):
-    def __init__(self, generators: list[torch.Generator], x: Tensor):
-        self.generators, self.shape, self.device, self.dtype = generators, x.shape, x.device, x.dtype
-        self.blocks: dict[torch.Size, list[Tensor]] = {}  # what is drawn and not yet used, last first
-
-    def normal(self, shape: torch.Size | None = None) -> Tensor:
-        shape = self.shape if shape is None else shape
-        if self.device.type == "meta":
-            return torch.empty(shape, device=self.device, dtype=self.dtype)
-        waiting = self.blocks.setdefault(shape[1:], [])
-        if not waiting:
-            waiting.extend(self._draw(shape[1:]))
-        return waiting.pop()
-
-    def _draw(self, event: torch.Size) -> list[Tensor]:
-        # The block's size depends on the event alone: a generator's numbers depend on how many are drawn at once.
-        steps = max(1, _BLOCK // max(1, event.numel()))
-        block = torch.empty(len(self.generators), steps * event.numel(), dtype=_drawn(self.dtype))
-        for row, generator in zip(block.unbind(), self.generators, strict=True):
-            row.normal_(generator=generator)
-        by_step = block.reshape(len(self.generators), steps, *event).transpose(0, 1).to(self.device, self.dtype)
-        return list(by_step.contiguous().unbind())[::-1]
 
 
 def as_noise(x_device: torch.device, seed: int | None, generator: torch.Generator | None, noise: Noise | None) -> Noise:
@@ -233,7 +151,7 @@ def as_noise(x_device: torch.device, seed: int | None, generator: torch.Generato
             seed = int(torch.randint(2**62, ()))
         elif not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(f"seed must be an integer, got {seed!r}.")
-        generator = torch.Generator("cpu" if host else x_device).manual_seed(seed)
+        return Seeded(torch.Generator("cpu" if host else x_device).manual_seed(seed), alone=True)
     return Seeded(generator)
 
 
@@ -245,7 +163,3 @@ def _usable(generator: torch.Generator, device: torch.device) -> torch.Generator
             f"The generator is on {generator.device} and the states on {device}: use torch.Generator('{device}')."
         )
     return generator
-
-
-def _drawn(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
