@@ -59,6 +59,14 @@ class VP(LinearSDE):
         """1 - exp(-∫β), accurate down to t = 0."""
         return -torch.expm1(2 * self.log_alpha(t))
 
+    def time_of(self, log_snr: Time) -> Tensor:
+        """The time with this log SNR, in closed form: a root of ∫β = log(1 + exp(-log SNR))."""
+        spent = torch.nn.functional.softplus(-float64(log_snr), threshold=700)
+        spent = spent.clamp(max=0.5 * (self.beta_min + self.beta_max) * self.t_max)
+        slope = (self.beta_max - self.beta_min) / self.t_max
+        t = 2 * spent / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * slope * spent))
+        return t.clamp(0, self.t_max).to(time_dtype(log_snr))
+
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """-½ β."""
         return -0.5 * self.beta(t)
@@ -91,6 +99,10 @@ class SubVP(VP):
     def variance(self, t: Tensor) -> Tensor:
         """(1 - exp(-∫β))²."""
         return super().variance(t) ** 2
+
+    def time_of(self, log_snr: Time) -> Tensor:
+        """The time with this log SNR, by bisection."""
+        return LinearSDE.time_of(self, log_snr)
 
     def diffusion_coefficient(self, t: Tensor) -> Tensor:
         """√(β (1 - exp(-2∫β)))."""
@@ -204,6 +216,11 @@ class VE(LinearSDE):
         """The schedule's square less its value at 0."""
         return self.sigma_min**2 * torch.expm1(self._growth * t)
 
+    def time_of(self, log_snr: Time) -> Tensor:
+        """The time with this log SNR, in closed form."""
+        t = torch.log1p(torch.exp(-float64(log_snr)) / self.sigma_min**2) / self._growth
+        return t.clamp(0, self.t_max).to(time_dtype(log_snr))
+
     def diffusion_coefficient(self, t: Tensor) -> Tensor:
         """g."""
         return self.sigma_min * math.sqrt(self._growth) * torch.exp(0.5 * self._growth * t)
@@ -233,6 +250,10 @@ class EDM(LinearSDE):
     def sigma(self, t: Time) -> Tensor:
         """t."""
         return float64(t).to(time_dtype(t))
+
+    def time_of(self, log_snr: Time) -> Tensor:
+        """The time with this log SNR, in closed form."""
+        return torch.exp(-0.5 * float64(log_snr)).clamp(0, self.t_max).to(time_dtype(log_snr))
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """0."""
@@ -272,6 +293,10 @@ class RectifiedFlow(LinearSDE):
     def variance(self, t: Tensor) -> Tensor:
         """t²."""
         return t * t
+
+    def time_of(self, log_snr: Time) -> Tensor:
+        """The time with this log SNR, in closed form."""
+        return torch.sigmoid(-0.5 * float64(log_snr)).to(time_dtype(log_snr))
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """-1 / (1 - t)."""
