@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -24,10 +24,10 @@ from .errors import SolveError
 from .exact import ExactScore
 from .linear import LinearSDE
 from .metrics import energy_distance, mode_occupancy, noise_floor, sliced_wasserstein, within_mode
-from .score import Score
-from .sde import ODE, SDE
+from .sde import SDE
 from .solve import solve
 from .solvers import Integrator, Method, Scipy
+from .suited import process_for, start_time
 
 Measure = Callable[[Tensor, Tensor], float]
 """``measure(x, exact)``: an error of the samples x, given a sample of the exact law."""
@@ -140,7 +140,8 @@ def compare(
     *,
     steps: Sequence[int] = (10, 20, 50, 100),
     n: int = 4000,
-    eta: float | None = None,
+    eta: float = 1.0,
+    on_flow: Collection[str] = (),
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
@@ -152,8 +153,8 @@ def compare(
         solvers: the solvers by the names to show them under.
         steps: the numbers of steps for solvers on a fixed grid, uniform in t; others run once.
         n: how many samples.
-        eta: the stochasticity of the reversal. By default a solver gets the flow (0) if it takes ODEs only or claims a
-            higher order on them, and Anderson's reversal (1) otherwise.
+        eta: the stochasticity of the reversal, for solvers that take noise; ODE solvers take the flow.
+        on_flow: the names of solvers that could take noise and are to solve the flow nevertheless.
         seed: of all random numbers.
         progress: show a bar.
 
@@ -166,12 +167,14 @@ def compare(
     """
     _check(sde, solvers, steps, n)
     exact = ExactScore(sde, density)
-    start = 0.999 * sde.t_max if sde.reaches_pure_noise else sde.t_max
+    start = start_time(sde)
     generator = torch.Generator().manual_seed(seed)
     x = exact.sample(n, start, generator=generator)
     exact(x[:1], start)  # raises here, before any work, where there is no closed form
     reference = exact.sample(n, sde.t_min, generator=generator)
-    processes = {name: process_for(solver, sde, exact, eta) for name, solver in solvers.items()}
+    processes = {
+        name: process_for(solver, sde, exact, 0.0 if name in on_flow else eta) for name, solver in solvers.items()
+    }
     for name, solver in solvers.items():
         solver.check(processes[name])
     plan = [(name, count) for name, solver in solvers.items() for count in _counts(solver, steps)]
@@ -235,19 +238,6 @@ def _check(sde: LinearSDE, solvers: Mapping[str, Method], steps: Sequence[int], 
         raise ValueError(f"n = {n}: these errors mean little with fewer than 100 samples.")
     if not steps or min(steps) < 1:
         raise ValueError(f"steps = {list(steps)} must be positive whole numbers.")
-
-
-def process_for(solver: Method, sde: LinearSDE, score: Score, eta: float | None = None) -> SDE:
-    """What to give a solver: the reversal with stochasticity ``eta``, or the flow if it takes ODEs only.
-
-    Without ``eta``, a solver that claims a higher order on ODEs than on SDEs gets the flow, others Anderson's reversal.
-    """
-    if issubclass(solver.requires, ODE):
-        return sde.probability_flow(score)
-    if eta is None:
-        orders = solver.orders
-        eta = 0.0 if (orders.ode or 0) > max(orders.weak or 0, orders.strong_additive or 0) else 1.0
-    return sde.reverse(score, eta)
 
 
 def _counts(solver: Method, steps: Sequence[int]) -> Sequence[int | None]:

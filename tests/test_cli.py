@@ -20,7 +20,8 @@ from sdediff.cli import main
 from sdediff.cli import train as train_command
 from sdediff.cli import verify as verify_command
 from sdediff.cli.names import DENSITY, PREDICTION, PROCESS, SOLVER, WEIGHTING, Kind
-from sdediff.compare import compare, process_for
+from sdediff.compare import compare
+from sdediff.suited import process_for
 
 
 @pytest.fixture(autouse=True)
@@ -140,15 +141,20 @@ def test_compare_prints_and_writes_what_it_measured(capsys: pytest.CaptureFixtur
     assert Path("out/compare.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_eta_changes_what_is_solved_and_a_seed_repeats_it() -> None:
-    found = _compare("-s", "EulerMaruyama", "--steps", "20", "--eta", "0", "--seed", "5")
-    assert found["runs"][0]["process"] == "flow"
+def test_a_seed_repeats_the_comparison() -> None:
+    found = _compare("-s", "EulerMaruyama", "--steps", "20", "--seed", "5")
     solvers = {"EulerMaruyama": sd.EulerMaruyama()}
-    again = compare(sd.VP(), sd.densities.ring(), solvers, steps=[20], n=400, eta=0.0, seed=5)
+    again = compare(sd.VP(), sd.densities.ring(), solvers, steps=[20], n=400, seed=5)
     assert again.runs[0].errors == found["runs"][0]["errors"]
-    assert again.runs[0].map_median == found["runs"][0]["map_median"]
-    other = compare(sd.VP(), sd.densities.ring(), solvers, steps=[20], n=400, eta=0.0, seed=6)
+    assert {name: {"mean": a, "upper": b} for name, (a, b) in again.floors.items()} == found["floors"]
+    other = compare(sd.VP(), sd.densities.ring(), solvers, steps=[20], n=400, seed=6)
     assert other.runs[0].errors != again.runs[0].errors
+
+
+def test_eta_changes_what_is_solved() -> None:
+    solvers = {"EulerMaruyama": sd.EulerMaruyama()}
+    flow = compare(sd.VP(), sd.densities.ring(), solvers, steps=[20], n=400, eta=0.0).runs[0]
+    assert flow.process == "flow" and flow.map_median is not None
 
 
 def test_compare_where_alpha_vanishes_and_without_modes() -> None:
@@ -187,13 +193,13 @@ def test_compare_sees_a_solver_with_too_much_noise() -> None:
 def test_solvers_get_what_they_are_for() -> None:
     sde = sd.VP()
     score = sd.ExactScore(sde, sd.densities.ring())
-    kinds = {
-        text: process_for(SOLVER.parse(text), sde, score).direction
-        for text in ("EulerMaruyama", "Heun", "DPMSolverPP2M")
-    }
-    assert kinds == {"EulerMaruyama": -1, "Heun": 0, "DPMSolverPP2M": 0}
-    assert process_for(SOLVER.parse("DPMSolverPP2M"), sde, score, eta=1.0).direction == -1
-    assert process_for(SOLVER.parse("Heun"), sde, score, eta=1.0).direction == 0
+    kinds = {text: process_for(SOLVER.parse(text), sde, score).direction for text in ("EulerMaruyama", "Heun", "Scipy")}
+    assert kinds == {"EulerMaruyama": -1, "Heun": 0, "Scipy": 0}
+    assert process_for(SOLVER.parse("EulerMaruyama"), sde, score, eta=0.0).direction == 0
+    found = _compare("-s", "DDIM", "-f", "DDIM", "-f", "DPMSolverPP2M", "--steps", "9")
+    assert [(run["solver"], run["process"]) for run in found["runs"]] == [
+        ("DDIM", "reverse SDE"), ("DDIM (flow)", "flow"), ("DPMSolverPP2M", "flow"),
+    ]  # fmt: skip
 
 
 # ---- verify -------------------------------------------------------------------------------------------------------
@@ -261,7 +267,7 @@ def test_train_writes_what_it_did(trained: Path) -> None:
 
 @pytest.mark.parametrize("solver", ["EulerMaruyama", "Heun", "Scipy(rtol=1e-3, atol=1e-3)", "DPMSolverPP2M"])
 def test_samples_come_back_in_the_users_units(trained: Path, solver: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["sample", "-c", str(trained / "run"), "--n", "300", "-s", solver, "--out", "new/x.npy"]
+    words = ["sample", "-c", str(trained / "run"), "--n", "300", "-s", solver, "--out", "new/x.npy", "--eta", "0.5"]
     assert main(words + ([] if solver.startswith("Scipy") else ["--steps", "40"])) == 0
     x = np.load("new/x.npy")
     assert x.shape == (300, 2) and x.dtype == np.float32
@@ -337,6 +343,7 @@ def test_whole_numbers_are_data_too() -> None:
 def _bad_files() -> None:
     np.save("good.npy", np.random.default_rng(0).normal(size=(30, 2)))
     np.save("nan.npy", np.array([[1.0, 2.0], [np.nan, 3.0], [0.0, np.inf]]))
+    np.save("infinite.npy", np.array([[1.0, 2.0], [-np.inf, 3.0]]))
     np.save("one.npy", np.ones((1, 2)))
     np.save("empty.npy", np.ones((0, 2)))
     np.save("scalar.npy", np.float64(3))
@@ -400,6 +407,7 @@ WRONG = [
     (f"{_TRAIN} --data text.npy", "real numbers"),
     (f"{_TRAIN} --data complex.npy", "real numbers"),
     (f"{_TRAIN} --data nan.npy", "2 of 3 samples"),
+    (f"{_TRAIN} --data infinite.npy", "1 of 2 samples (first: [1])"),
     (f"{_TRAIN} --data one.npy", "at least 2 samples"),
     (f"{_TRAIN} --data empty.npy", "at least 2 samples"),
     (f"{_TRAIN} --data scalar.npy", "(N, *event)"),

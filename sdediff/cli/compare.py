@@ -28,11 +28,17 @@ def command(
             help="A solver; repeat it for more. By default EulerMaruyama, Heun and Scipy.",
         ),
     ] = None,
+    flow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--flow", "-f", metavar="SOLVER", help="One that could take noise, to solve the flow nevertheless."
+        ),
+    ] = None,
     steps: Annotated[
         str, typer.Option("--steps", metavar="INTS", help="Numbers of steps, for solvers that take them.")
     ] = "10,20,50,100",
     n: Annotated[int, typer.Option("--n", min=100, max=10**6, metavar="INT", help="How many samples.")] = 4000,
-    eta: Eta = None,
+    eta: Eta = 1.0,
     seed: Seed = 0,
     out: OutFolder = Path("results/compare"),
 ) -> None:
@@ -46,14 +52,17 @@ def command(
     \b
     Examples:
       sdediff compare
-      sdediff compare -d moons -p "VP(beta_max=12)" -s Heun -s DPMSolverPP2M -s RK4 --steps 5,10,20
+      sdediff compare -d moons -p "VP(beta_max=12)" -s Heun -s RK4 -f DPMSolverPP2M --steps 5,10,20
       sdediff compare -s EulerMaruyama -s "PredictorCorrector(EulerMaruyama(), Langevin(r=0.1))"
     """
     counts = whole_numbers(steps, "--steps")
     law, sde = DENSITY.parse(density), PROCESS.parse(process)
-    methods = {text: SOLVER.parse(text) for text in solver or _DEFAULT}
+    methods = {text: SOLVER.parse(text) for text in solver or ([] if flow else _DEFAULT)}
+    without_noise = {f"{text} (flow)" if text in methods else text: SOLVER.parse(text) for text in flow or []}
     out = folder(out)
-    found = compare(sde, law, methods, steps=counts, n=n, eta=eta, seed=seed, progress=True)
+    found = compare(
+        sde, law, methods | without_noise, steps=counts, n=n, eta=eta, on_flow=without_noise, seed=seed, progress=True
+    )
     found = replace(found, title=f"{density} under {process}")
     write_text(out / "compare.json", found.to_json())
     found.plot().savefig(out / "compare.png", dpi=150)

@@ -21,13 +21,12 @@ OutFolder = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write; made if it is not there.")
 ]
 Eta = Annotated[
-    float | None,
+    float,
     typer.Option(
         "--eta",
         min=0,
         metavar="FLOAT",
-        help="Stochasticity of the reversal: 1 Anderson's SDE, 0 the flow. By default the flow for solvers that take ODEs "
-        "only or claim a higher order on them, 1 for the others.",
+        help="Stochasticity of the reversal: 1 Anderson's SDE, 0 the flow, which ODE solvers take in any case.",
     ),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps.")]

@@ -7,14 +7,12 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
 
-from ..compare import process_for
-from ..gaussian import Gaussian
 from ..predictions import NetworkScore
 from ..sample import sample
 from ..score import ClassifierFree, Score
 from ..solvers import Integrator, Method
+from ..suited import process_for, start, start_time
 from ..training import load
 from .files import output_file, write_array
 from .names import SOLVER
@@ -44,7 +42,7 @@ def command(
             "--steps", min=1, metavar="INT", help="For solvers that take them; by default 200.", show_default=False
         ),
     ] = None,
-    eta: Eta = None,
+    eta: Eta = 1.0,
     label: Annotated[
         int | None, typer.Option("--label", min=0, metavar="INT", help="The class, of a score trained with labels.")
     ] = None,
@@ -67,7 +65,7 @@ def command(
     Examples:
       sdediff sample --checkpoint run --n 5000
       sdediff sample -c run -s "Scipy('RK45')" --out flow.npy
-      sdediff sample -c run --label 1 --guidance 2 -s DPMSolverPP2M --steps 20
+      sdediff sample -c run --label 1 --guidance 2 -s DPMSolverPP2M --eta 0 --steps 20
     """
     method, where = SOLVER.parse(solver), device(dev)
     out = output_file(out, ".npy")
@@ -75,10 +73,10 @@ def command(
     score = _conditional(kept.score, label, guidance)
     sde = kept.score.sde
     process = process_for(method, sde, score, eta)
-    t0, start = _start(kept.score, n, seed)
+    states = start(sde, n, tuple(kept.score.event_shape or ()), std=1.0, seed=seed).to(where)
     solution = sample(
-        process, n, solver=method, steps=_steps(method, steps), batch_size=min(n, batch_size), seed=seed, progress=True,
-        t0=t0, x=start, cond=None if label is None else torch.full((n,), label, device=where),
+        process, n, solver=method, steps=_steps(method, steps), batch_size=min(n, batch_size), seed=seed + 1, progress=True,
+        t0=start_time(sde), x=states, cond=None if label is None else torch.full((n,), label, device=where),
     )  # fmt: skip
     x = solution.x if kept.standardisation is None else kept.standardisation.undo(solution.x)
     write_array(out, x)
@@ -96,20 +94,6 @@ def command(
 def _steps(method: Method, steps: int | None) -> int | None:
     chooses = isinstance(method, Integrator) and not method.fixed
     return 200 if steps is None and not chooses else steps
-
-
-def _start(score: NetworkScore, n: int, seed: int) -> tuple[float | None, Tensor | None]:
-    """Where to start, and from what; None for the prior at t_max.
-
-    Where f and g are infinite at t_max it is a little below, in the law of standardised data there.
-    """
-    sde = score.sde
-    if not sde.reaches_pure_noise:
-        return None, None
-    t0 = 0.999 * sde.t_max
-    law = Gaussian(torch.zeros(()), torch.hypot(sde.alpha(t0), sde.sigma(t0)), tuple(score.event_shape or ()))
-    generator = torch.Generator().manual_seed(seed)
-    return t0, law.sample(n, generator=generator, dtype=score.dtype).to(score.device)
 
 
 def _conditional(score: NetworkScore, label: int | None, guidance: float) -> Score:

@@ -22,7 +22,7 @@ class Effort:
         checked: particles in each statistical check.
         steps: training steps.
         width, depth: of the network.
-        samples: how many digits each solver draws for the table.
+        samples: how many digits each solver draws for the table, at most as many as there are to train on.
         budgets: steps of the SDE solvers.
         tolerances: of the adaptive one.
         grid: steps where the solver's error should not show.

@@ -28,7 +28,7 @@ header h1 { font-size: clamp(1.9rem, 5vw, 2.9rem); line-height: 1.12; letter-spa
 header p { color: var(--soft); font-size: 1.1rem; max-width: 42rem; margin: 0 0 1.2rem; }
 h2 { font-size: clamp(1.35rem, 3.4vw, 1.8rem); letter-spacing: -0.01em; margin: 3.2rem 0 0.6rem; }
 h3 { font-size: 1.05rem; margin: 0 0 0.8rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 0.8rem; margin: 1.4rem 0 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(max(30%, 150px), 1fr)); gap: 0.8rem; margin: 1.4rem 0 0; }
 .fact { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 0.8rem 1rem; }
 .fact b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .fact span { color: var(--soft); font-size: 0.84rem; line-height: 1.35; display: block; }
@@ -41,7 +41,7 @@ figure.small img { max-width: 460px; margin: 0 auto; }
 figcaption { color: var(--soft); font-size: 0.93rem; line-height: 1.5; margin-top: 0.7rem; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
+th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); white-space: nowrap; }
 th, td { padding: 0.42rem 0.8rem 0.42rem 0; vertical-align: top; }
 td { border-bottom: 1px solid var(--line); white-space: nowrap; }
 tr.apart td { background: var(--tint); }

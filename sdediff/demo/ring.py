@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from .. import plot, verify
 from ..densities import bimodal, ring
@@ -32,11 +34,17 @@ def ring_chapter(out: Path, effort: Effort, seed: int) -> tuple[Chapter, verify.
     sde, law = VP(), ring(8)
     score = ExactScore(sde, law)
     runs = _there_and_back(sde, score, effort, seed)
-    _snapshots(runs, score, out / "ring_there_and_back.png", effort.dpi)
-    _animation(runs, score, out / "forward_and_back.gif", effort)
-    _fields(sde, score, out / "ring_fields.png", effort.dpi)
-    _identity(sde, score, out / "langevin_identity.png", effort.dpi)
-    _paths(sde, effort, seed, out / "paths.png")
+    pictures: dict[str, Callable[[], None]] = {
+        "snapshots": lambda: _snapshots(runs, score, out / "ring_there_and_back.png", effort.dpi),
+        "animation": lambda: _animation(runs, score, out / "forward_and_back.gif", effort),
+        "fields": lambda: _fields(sde, score, out / "ring_fields.png", effort.dpi),
+        "identity": lambda: _identity(sde, score, out / "langevin_identity.png", effort.dpi),
+        "paths": lambda: _paths(sde, effort, seed, out / "paths.png"),
+    }
+    with tqdm(pictures.items(), desc="drawing", delay=2, leave=False) as bar:
+        for name, draw in bar:
+            bar.set_postfix_str(name)
+            draw()
     report = verify.langevin_identity(sde, law, _AT, n=effort.checked, seed=seed)
     save(report.plot(), out / "langevin_identity_report.png", effort.dpi)
     numbers = {

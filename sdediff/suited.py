@@ -1,0 +1,36 @@
+"""What to give a solver when the user names only the solver: the process that suits it, and where to start it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .gaussian import Gaussian
+from .linear import LinearSDE
+from .score import Score
+from .sde import ODE, SDE
+from .solvers import Method
+
+
+def process_for(solver: Method, sde: LinearSDE, score: Score, eta: float = 1.0) -> SDE:
+    """What to give a solver: the flow if it takes ODEs only, else the reversal with stochasticity ``eta``."""
+    return sde.probability_flow(score) if issubclass(solver.requires, ODE) else sde.reverse(score, eta)
+
+
+def start_time(sde: LinearSDE) -> float:
+    """t_max, or a little below where f and g are infinite there."""
+    return 0.999 * sde.t_max if sde.reaches_pure_noise else sde.t_max
+
+
+def start(sde: LinearSDE, n: int, event_shape: tuple[int, ...], *, std: float, seed: int) -> Tensor:
+    """``n`` starting states at :func:`start_time`, in the law that data of mean 0 and this standard deviation have there.
+
+    Args:
+        n: how many.
+        event_shape: of one state.
+        std: of the data; 1 where they are standardised.
+        seed: of the states.
+    """
+    t = start_time(sde)
+    law = Gaussian(torch.zeros(()), torch.hypot(std * sde.alpha(t), sde.sigma(t)), event_shape)
+    return law.sample(n, generator=torch.Generator().manual_seed(seed))
