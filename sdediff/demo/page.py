@@ -28,7 +28,8 @@ header h1 { font-size: clamp(1.9rem, 5vw, 2.9rem); line-height: 1.12; letter-spa
 header p { color: var(--soft); font-size: 1.1rem; max-width: 42rem; margin: 0 0 1.2rem; }
 h2 { font-size: clamp(1.35rem, 3.4vw, 1.8rem); letter-spacing: -0.01em; margin: 3.2rem 0 0.6rem; }
 h3 { font-size: 1.05rem; margin: 0 0 0.8rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(max(30%, 150px), 1fr)); gap: 0.8rem; margin: 1.4rem 0 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(max(30%, 150px), 1fr)); gap: 0.8rem;
+  margin: 1.4rem 0 0; }
 .fact { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 0.8rem 1rem; }
 .fact b { display: block; font-size: 1.45rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .fact span { color: var(--soft); font-size: 0.84rem; line-height: 1.35; display: block; }
