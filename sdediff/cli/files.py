@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_finite
+
 
 def read_array(path: Path) -> Tensor:
     """The array in a ``.npy`` file, as it is.
@@ -39,14 +41,7 @@ def read_data(path: Path) -> Tensor:
     data = read_array(path)
     if data.ndim < 1 or len(data) < 2 or data.numel() == 0:
         raise ValueError(f"{path} has shape {tuple(data.shape)}; training needs (N, *event) with at least 2 samples.")
-    data = data.to(torch.float32)
-    bad = ~torch.isfinite(data).reshape(len(data), -1).all(1)
-    if bool(bad.any()):
-        rows = bad.nonzero().flatten().tolist()
-        raise ValueError(
-            f"{path} has NaN or infinite entries in {len(rows)} of {len(data)} samples (first: {rows[:5]}): remove them."
-        )
-    return data
+    return check_finite(data.to(torch.float32), str(path))
 
 
 def read_labels(path: Path, n: int) -> Tensor:
