@@ -2,6 +2,7 @@
 
 from . import densities, grids, metrics, networks, plot, training, verify
 from .brownian import BrownianPath
+from .compare import Comparison, compare
 from .data import Standardisation
 from .diffusion import Dense, Diagonal
 from .errors import NonFiniteError, SolveError
@@ -101,6 +102,7 @@ __all__ = [
     "Chains",
     "Checkpointed",
     "ClassifierFree",
+    "Comparison",
     "CosineVP",
     "CustomVP",
     "DPMSolver1",
@@ -159,6 +161,7 @@ __all__ = [
     "UniPCSolver",
     "VelocityPrediction",
     "Weak2",
+    "compare",
     "densities",
     "grids",
     "mala",
