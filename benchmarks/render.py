@@ -19,7 +19,13 @@ def render() -> Path:
     """Write the page from the JSON files in docs/benchmarks/."""
     held = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in OUT.glob("*.json")}
     parts = [_HEAD, _machine(held["machine"])]
-    for name, part in (("precision", _precision), ("overhead", _overhead), ("scaling", _scaling), ("orders", _orders)):
+    for name, part in (
+        ("precision", _precision),
+        ("overhead", _overhead),
+        ("scaling", _scaling),
+        ("orders", _orders),
+        ("choices", _choices),
+    ):
         if name in held:
             parts.append(part(held[name]))
     page = ROOT / "docs" / "benchmarks.md"
@@ -152,3 +158,9 @@ def _orders(data: dict[str, Any]) -> str:
     head = ["solver", "kind", "order claimed", "slope of the last doubling"]
     body = [[r["solver"], r["kind"], r["claimed"], f"{r['slope']:.2f}"] for r in data["rows"]]
     return "## Orders of convergence\n\n![orders](benchmarks/orders.png)\n\n" + _table(head, body)
+
+
+def _choices(data: dict[str, Any]) -> str:
+    body = [[r["of"], r["way"], r["us"]] for r in data["rows"]]
+    where = f"{data['batch']:,} points, {data['modes']} modes"
+    return f"\n## Choices\n\nMicroseconds a call, {where}.\n\n" + _table(["of", "way", "µs"], body)

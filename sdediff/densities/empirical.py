@@ -128,7 +128,12 @@ class EmpiricalPosterior(Posterior):
 
 def _softmax_average(law: Empirical, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Posterior mean (b, D) and log density (b,) for a block of the batch; alpha and sigma (b, 1)."""
-    dots = torch.cat([x @ float64(atoms).T for atoms in law._blocks()], 1)  # (b, N)
+    dots, start = x.new_empty(len(law.atoms), len(x)), 0
+    for atoms in law._blocks():
+        # In place, as for the norms: a list of results would hold memory apart.
+        dots[start : start + len(atoms)] = float64(atoms) @ x.T
+        start += len(atoms)
+    dots = dots.T  # (b, N)
     logits = alpha / sigma**2 * (dots - alpha * law.half_norms)  # up to a term in x alone
     own = 0.5 * (x / sigma).square().sum(1)
     norm = x.shape[1] * (sigma.log().squeeze(1) + 0.5 * math.log(2 * math.pi)) + math.log(len(law.atoms))
@@ -137,7 +142,7 @@ def _softmax_average(law: Empirical, x: Tensor, alpha: Tensor, sigma: Tensor) ->
     mean = torch.zeros_like(x)
     start = 0
     for atoms in law._blocks():
-        mean = mean + weights[:, start : start + len(atoms)] @ float64(atoms)
+        mean.add_(weights[:, start : start + len(atoms)] @ float64(atoms))
         start += len(atoms)
     return mean, log_density
 

@@ -14,6 +14,7 @@ float64: in float32 the logits of two modes that are both far away differ by les
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -198,13 +199,13 @@ class MixturePosterior(Posterior):
     def _out(self, value: Tensor) -> Tensor:
         return value.T.reshape(self.shape).to(self.dtype)
 
+    @abstractmethod
     def _pull(self) -> Tensor:
         """The mean over modes of V⁻¹(x - alpha m), (D, B)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _data(self) -> Tensor:
         """The mean over modes of the component's own posterior mean, (D, B)."""
-        raise NotImplementedError
 
     def score(self) -> Tensor:
         """The score of the diffused mixture, of x's shape."""

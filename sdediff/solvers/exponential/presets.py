@@ -43,8 +43,8 @@ class DDIM(ExponentialMultistep):
 class ExponentialAdams(ExponentialMultistep):
     r"""The recommended sampler: data prediction, order 4, with corrector; one evaluation a step.
 
-    The predictor is polynomial in :math:`(\sigma/\alpha)^{0.65}`, the corrector in :math:`(\sigma/\alpha)^{1.5}`; these
-    powers did best from 10 to 50 evaluations on the flow of a mixture (benchmarks/). Best on a
+    The predictor is polynomial in :math:`(\sigma/\alpha)^{0.65}`, the corrector in :math:`(\sigma/\alpha)^{1.5}`. The powers
+    were tuned on one target, the uneven ring of ``benchmarks/target.py``, at 10, 20 and 50 evaluations. Meant for a
     :class:`~sdediff.grids.LogSNR` grid, or one adapted by :func:`~sdediff.grids.adapt`.
 
     Args:
