@@ -6,6 +6,7 @@ go back by :math:`x = m + sz`, and log-densities lose :math:`\sum\log s`.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_finite, check_state
+from .linear import LinearSDE
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,45 @@ class Standardisation:
     def undo(self, z: Tensor) -> Tensor:
         """x = m + s z, in z's dtype."""
         return self.mean.to(z.device, z.dtype) + self.std.to(z.device, z.dtype) * z
+
+
+@dataclass(frozen=True)
+class Scales:
+    r"""The sizes that matter for the noise levels of a training, in units of the data given to it.
+
+    Attributes:
+        sigma_data: the standard deviation of the data: the one :class:`~sdediff.Preconditioned` wants.
+        sigma_min: a noise that hides nothing: a tenth of the median distance to the nearest other sample, per coordinate.
+        sigma_max: a noise that hides all: the largest distance between two samples.
+
+    Source: Song and Ermon 2020, https://arxiv.org/abs/2006.09011, technique 1 for sigma_max.
+    """
+
+    sigma_data: float
+    sigma_min: float
+    sigma_max: float
+
+    @classmethod
+    def of(cls, data: Tensor, *, most: int = 4000) -> Scales:
+        """The scales of these data (N, *event), N >= 2; distances from the first ``most`` samples."""
+        x = check_finite(check_state(data, "data"), "data").detach().cpu().double()
+        x = x.reshape(len(x), -1)
+        if len(x) < 2:
+            raise ValueError("One sample has no scales: give at least two.")
+        spread = float((x - x.mean(0)).square().mean().sqrt())
+        if spread == 0:
+            raise ValueError("All samples are equal: such data have no scales.")
+        apart = torch.cdist(x[:most], x[:most])
+        largest = float(apart.max()) or spread
+        nearest = apart.fill_diagonal_(math.inf).min(1).values
+        nearest = nearest[nearest > 0]  # repeated samples say nothing of how close is close
+        close = float(nearest.median()) / math.sqrt(x.shape[1]) if len(nearest) else spread
+        return cls(spread, max(0.1 * close, 1e-3 * spread), largest)
+
+    def times(self, sde: LinearSDE) -> tuple[float, float]:
+        r"""(t_min, t_max) of the process at which :math:`\sigma/\alpha` is sigma_min and sigma_max, within its domain."""
+        first, last = (float(sde.time_of(-2 * math.log(s))) for s in (self.sigma_min, self.sigma_max))
+        return first, last
 
 
 def check_data(data: Tensor, cond: Any = None) -> Tensor:

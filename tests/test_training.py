@@ -22,8 +22,8 @@ from torch import nn
 import sdediff as sd
 from sdediff import training as tr
 from sdediff.data import check_data
-from sdediff.training.checkpoint import digest
-from sdediff.training.fit import _batches, _split
+from sdediff.training.tensors import digest
+from sdediff.training.order import Order, split
 
 F64 = torch.float64
 SIGMA_DATA = 0.8
@@ -437,14 +437,16 @@ def test_the_rate_rises_and_falls_and_gradients_are_clipped():
 
 def test_batches_go_through_the_data_evenly_and_are_full():
     rows = torch.tensor([3, 5, 8, 13, 21])
-    stream = _batches(rows, 7, torch.Generator().manual_seed(0))
-    seen = torch.stack([next(stream) for _ in range(15)])  # 105 = 21 permutations of 5
+    order = Order(rows, 7, seed=0)
+    seen = torch.stack([order.at(k) for k in range(15)])  # 105 = 21 permutations of 5
     assert seen.shape == (15, 7)
     assert all(sorted(part) == rows.tolist() for part in seen.flatten().reshape(21, 5).tolist())
     assert len({tuple(part) for part in seen.flatten().reshape(21, 5).tolist()}) > 10
-    train, kept = _split(50, 0.2, torch.Generator().manual_seed(0))
+    assert all(torch.equal(Order(rows, 7, seed=0).at(k), seen[k]) for k in (14, 3, 8))  # whatever was asked before
+    assert not torch.equal(torch.stack([Order(rows, 7, seed=1).at(k) for k in range(15)]), seen)
+    train, kept = split(50, 0.2, seed=0)
     assert len(kept) == 10 and sorted([*train.tolist(), *kept.tolist()]) == list(range(50))
-    assert len(_split(1, 0.9, torch.Generator())[0]) == 1
+    assert len(split(1, 0.9, seed=0)[0]) == 1
 
 
 def test_held_out_data_are_never_trained_on_and_measured_alike_each_time():

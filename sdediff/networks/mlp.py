@@ -16,24 +16,21 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .base import Network
 from .embeddings import Sinusoidal
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """``net(x, t)`` or ``net(x, t, labels)`` for x (B, *event), flattened inside.
 
     Args:
-        event_shape: the shape of one state; a number d stands for (d,).
+        event_shape, classes: as in :class:`~sdediff.networks.Network`.
         width: of the hidden layers.
         depth: the number of residual blocks.
         embedding: a module from t (B,) to (B, embedding.dim); :class:`~sdediff.networks.Sinusoidal` by default.
-        classes: the number of classes, for labels 0 ... classes - 1 of shape (B,). One more label, :attr:`null`, means
-            "no class"; it is what the network takes where no label is given, and what training with
-            ``DenoisingLoss(..., drop_cond=0.1)`` and :class:`~sdediff.ClassifierFree` use.
 
     Raises:
         ValueError: a size is not positive; on evaluation, x or the labels do not fit.
@@ -48,14 +45,11 @@ class MLP(nn.Module):
         embedding: nn.Module | None = None,
         classes: int | None = None,
     ):
-        super().__init__()
-        self.event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        super().__init__(event_shape, classes=classes)
+        if min(width, depth) < 1:
+            raise ValueError(f"width {width} and depth {depth} must be positive.")
         d = math.prod(self.event_shape)
-        if min(d, width, depth, 1 if classes is None else classes) < 1:
-            raise ValueError(
-                f"event_shape {self.event_shape}, width {width}, depth {depth} and classes {classes} must be positive."
-            )
-        self.width, self.depth, self.classes = width, depth, classes
+        self.width, self.depth = width, depth
         self.embedding = Sinusoidal() if embedding is None else embedding
         features: Any = self.embedding.dim
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
@@ -67,40 +61,17 @@ class MLP(nn.Module):
         nn.init.zeros_(self.outward.weight)
         nn.init.zeros_(self.outward.bias)
 
-    @property
-    def null(self) -> Tensor | None:
-        """The label that stands for no class, a 0-d tensor; None for a network without classes."""
-        return None if self.classes is None else torch.tensor(self.classes)
-
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The output, of x's shape, for x (B, *event), t (B,) and labels (B,)."""
-        if tuple(x.shape[1:]) != self.event_shape:
-            raise ValueError(f"x has shape {tuple(x.shape)}; this MLP was made for (B, *{self.event_shape}).")
+        labels = self.check(x, cond)
         e = self.time(self.embedding(t).to(x.dtype))
-        if self.label is not None and self.classes is not None:
-            e = e + self.label(self._labels(cond, x, self.classes))
-        elif cond is not None:
-            raise ValueError("This MLP takes no condition: make it with MLP(..., classes=K).")
+        if self.label is not None:
+            e = e + self.label(labels)
         h = self.inward(x.reshape(len(x), -1))
         e = functional.silu(e)
         for block in self.blocks:
             h = block(h, e)
         return self.outward(functional.silu(self.norm(h))).reshape(x.shape)
-
-    def _labels(self, cond: Tensor | None, x: Tensor, null: int) -> Tensor:
-        if cond is None:
-            return torch.full((len(x),), null, device=x.device)
-        if cond.shape != x.shape[:1] or cond.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                f"cond must hold one integer label per sample, shape ({len(x)},) of torch.int64; got shape "
-                f"{tuple(cond.shape)} of {cond.dtype}."
-            )
-        if cond.device.type == "cpu" and (cond.min() < 0 or cond.max() > null):
-            raise ValueError(
-                f"Labels run from {int(cond.min())} to {int(cond.max())}; this MLP knows 0 to {null}, where {null} "
-                "means no class."
-            )
-        return cond.to(x.device)
 
 
 class Block(nn.Module):

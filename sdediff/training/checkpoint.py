@@ -1,8 +1,8 @@
-"""Checkpoints: one ``.safetensors`` file with the weights and, as JSON, how to rebuild what they belong to.
+"""Trained scores on the disk: the weights, how to rebuild what they belong to, and how their data were scaled.
 
-There is no pickle in it, so that loading a file runs no code of the file's choosing. It is written beside its place and
-moved there at once: a crash leaves the old file or the new one, never half of one. A digest over all of it is checked on
-loading.
+Either as one ``.safetensors`` file, by :func:`save` and :func:`load`, or as a folder with ``config.json`` and
+``model.safetensors``, as model hubs keep them, by :func:`save_pretrained` and :func:`from_pretrained`. The file is the same
+in both; ``config.json`` repeats its description for people and hubs, with the file's SHA-256.
 """
 
 from __future__ import annotations
@@ -10,33 +10,43 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..data import Standardisation
+from ..data import Scales, Standardisation
 from ..linear import LinearSDE
 from ..predictions import NetworkScore
 from .describe import describe, rebuild
+from .tensors import FORMAT, check_format, read_tensors, under, write_tensors, write_whole
 
-FORMAT = 1
-_KEY = "sdediff"
+CONFIG, MODEL = "config.json", "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file held: the score, which knows its process and event shape, and how its data were standardised."""
+    """What was kept.
+
+    Attributes:
+        score: it knows its process and event shape.
+        standardisation: how its data were scaled, or None.
+        scales: the sizes of the scaled data, or None.
+    """
 
     score: NetworkScore
     standardisation: Standardisation | None
+    scales: Scales | None = None
 
 
-def save(path: str | os.PathLike[str], score: NetworkScore, standardisation: Standardisation | None = None) -> None:
+def save(
+    path: str | os.PathLike[str],
+    score: NetworkScore,
+    standardisation: Standardisation | None = None,
+    scales: Scales | None = None,
+) -> None:
     """Write ``score`` to one file.
 
     Args:
@@ -44,6 +54,7 @@ def save(path: str | os.PathLike[str], score: NetworkScore, standardisation: Sta
         score: a network score. Its process and network should keep their constructor arguments as attributes of the
             same names; where one does not, it must be given again to :func:`load`.
         standardisation: how the training data were scaled, for those who use the samples.
+        scales: the sizes of the data so scaled.
 
     Raises:
         TypeError: ``score`` is no network score.
@@ -54,22 +65,12 @@ def save(path: str | os.PathLike[str], score: NetworkScore, standardisation: Sta
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {path.parent}: create it first.")
-    tensors = {f"score.{name}": _plain(value) for name, value in score.state_dict().items()}
+    tensors = {f"score.{name}": value for name, value in score.state_dict().items()}
     if standardisation is not None:
-        tensors["standardisation.mean"] = _plain(standardisation.mean)
-        tensors["standardisation.std"] = _plain(standardisation.std)
-    description = describe(score)
-    about = {"format": FORMAT, "score": description, "digest": digest(description, tensors)}
-    content = safetensors.torch.save(tensors, metadata={_KEY: json.dumps(about)})
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        tensors |= {"standardisation.mean": standardisation.mean, "standardisation.std": standardisation.std}
+    if scales is not None:
+        tensors |= {f"scales.{name}": torch.tensor(value).double() for name, value in asdict(scales).items()}
+    write_tensors(path, "score", describe(score), tensors)
 
 
 def load(
@@ -88,58 +89,96 @@ def load(
         device: where to put the network; the host by default.
 
     Returns:
-        The score in evaluation mode, and the standardisation or None.
+        The score in evaluation mode, and the standardisation and scales or None.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is truncated, damaged, of another kind or a later format, does not fit the given network, or
             names classes from outside this package that were not given.
     """
-    about, tensors = _read(Path(path))
+    description, tensors = read_tensors(Path(path), "score")
     build_net = net is None
     with torch.device("meta" if build_net else "cpu"):  # the weights come from the file: none need be drawn
-        score = rebuild(about["score"], {"sde": sde, "net": net})
+        score = rebuild(description, {"sde": sde, "net": net})
     if not isinstance(score, NetworkScore):
         raise ValueError(f"{path} describes a {type(score).__name__}, which is no network score.")
-    _fill(score, _under("score.", tensors), path, assign=build_net)
-    moments = _under("standardisation.", tensors)
+    fill(score, under("score.", tensors), path, assign=build_net)
+    moments, sizes = under("standardisation.", tensors), under("scales.", tensors)
     standardisation = Standardisation(moments["mean"], moments["std"]) if moments else None
+    scales = Scales(**{name: float(value) for name, value in sizes.items()}) if sizes else None
     if device is not None:
         score.to(device)
-    return Checkpoint(score.eval(), standardisation)
+    return Checkpoint(score.eval(), standardisation, scales)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no checkpoint file {path}.")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is truncated, damaged or no safetensors file: {error}.") from error
-    if _KEY not in metadata:
-        raise ValueError(
-            f"{path} is a safetensors file, but not one that sdediff's save wrote: it says nothing of a score."
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    score: NetworkScore,
+    standardisation: Standardisation | None = None,
+    scales: Scales | None = None,
+) -> None:
+    """Write ``score`` to a folder: ``model.safetensors`` as :func:`save` writes it, and ``config.json``.
+
+    The folder can be uploaded to a model hub as it is. Arguments and errors as for :func:`save`; the folder is made.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(folder / MODEL, score, standardisation, scales)
+    config = {
+        "library_name": "sdediff",
+        "format": FORMAT,
+        "score": describe(score),
+        "standardised": standardisation is not None,
+        "scales": None if scales is None else asdict(scales),
+        "sha256": _sha256(folder / MODEL),
+    }
+    write_whole(folder / CONFIG, json.dumps(config, indent=2).encode())
+
+
+def from_pretrained(
+    folder: str | os.PathLike[str],
+    *,
+    sde: LinearSDE | None = None,
+    net: nn.Module | None = None,
+    device: torch.device | str | None = None,
+) -> Checkpoint:
+    """Read what :func:`save_pretrained` wrote, or such a folder from a hub (``huggingface_hub.snapshot_download`` gives one).
+
+    Arguments and errors as for :func:`load`; besides:
+
+    Raises:
+        FileNotFoundError: one of the two files is not there.
+        ValueError: config.json is no JSON, of another format, or belongs to other weights.
+    """
+    folder = Path(folder)
+    if missing := [name for name in (CONFIG, MODEL) if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"{folder} is no folder of a pretrained score: it has no {' and no '.join(missing)}. (Pickled weights, .bin or "
+            ".pt, are never read.)"
         )
     try:
-        about = json.loads(metadata[_KEY])
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: what it says of the score is no JSON ({error}).") from error
-    if about.get("format") != FORMAT:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / CONFIG} is damaged: it is no JSON ({error}).") from error
+    check_format(config, folder / CONFIG)
+    if config.get("sha256") != _sha256(folder / MODEL):
         raise ValueError(
-            f"{path} has format {about.get('format')}; this version of sdediff reads {FORMAT}. Load it with the version "
-            "that wrote it."
+            f"{folder / MODEL} is not the file that {CONFIG} was written for: its SHA-256 differs. Either is damaged, or "
+            "they come from different scores: copy both files anew."
         )
-    if missing := {"score", "digest"} - about.keys():
-        raise ValueError(f"{path} lacks its {' and '.join(sorted(missing))}.")
-    if about["digest"] != digest(about["score"], tensors):
-        raise ValueError(f"{path} is damaged: it does not hold what was saved.")
-    return about, tensors
+    kept = load(folder / MODEL, sde=sde, net=net, device=device)
+    if config.get("score") != read_tensors(folder / MODEL, "score")[0]:
+        raise ValueError(f"{folder / CONFIG} describes another score than {MODEL}, which cannot be: it was edited.")
+    return kept
 
 
-def _fill(score: NetworkScore, weights: dict[str, Tensor], path: Any, *, assign: bool) -> None:
-    own = score.state_dict()
+def fill(module: nn.Module, weights: dict[str, Tensor], path: Any, *, assign: bool = False) -> None:
+    """Load these weights, after a look at names and shapes.
+
+    Raises:
+        ValueError: they are those of another network.
+    """
+    own = module.state_dict()
     if own.keys() != weights.keys():
         raise ValueError(
             f"The weights in {path} do not belong to this network: missing {sorted(own.keys() - weights.keys())[:5]}, "
@@ -151,23 +190,8 @@ def _fill(score: NetworkScore, weights: dict[str, Tensor], path: Any, *, assign:
                 f"The weights in {path} do not fit this network: {name} has shape {tuple(value.shape)}, the network's "
                 f"{tuple(own[name].shape)}."
             )
-    score.load_state_dict(weights, assign=assign)
+    module.load_state_dict(weights, assign=assign)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _plain(value: Tensor) -> Tensor:
-    """A host copy with memory of its own, as the format wants it."""
-    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def digest(description: Any, tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over a description and tensors."""
-    total = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,7 +8,6 @@ The rising :math:`\gamma_n` forgets the random start, which a constant one would
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,13 +24,27 @@ def averaged(model: nn.Module, decay: float = 0.999) -> AveragedModel:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"The decay of a moving average lies in [0, 1), got {decay}.")
-    return AveragedModel(model, multi_avg_fn=_update(decay))
+    return _Averaged(model, decay)
 
 
-def _update(decay: float) -> Callable[..., None]:
+class _Averaged(AveragedModel):
+    """torch's averaged model, with the tensors looked up once: to walk through the modules costs more than to average."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        super().__init__(model)
+        self.decay = decay
+        self._pairs: tuple[Any, list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] | None = None
+
     @torch.no_grad()
-    def update(average: list[Any], current: list[Any], n: Tensor | int) -> None:
-        rate = min(decay, (1 + float(n)) / (10 + float(n)))
-        torch._foreach_lerp_(average, current, 1 - rate)
-
-    return update
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights of ``model``, which is of the same kind, into the average."""
+        if self._pairs is None or self._pairs[0] is not model:
+            own, new = list(self.module.parameters()), list(model.parameters())
+            self._pairs = model, own, new, list(zip(self.module.buffers(), model.buffers(), strict=True))
+        _, own, new, buffers = self._pairs
+        n = int(self.n_averaged)
+        # At n = 0 the average is a copy whatever it was, also where the model was changed since it was made.
+        torch._foreach_lerp_(own, new, 1.0 if n == 0 else 1 - min(self.decay, (1 + n) / (10 + n)))
+        for kept, value in buffers:
+            kept.copy_(value)
+        self.n_averaged += 1

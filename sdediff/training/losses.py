@@ -11,15 +11,32 @@ Source: Vincent 2011, https://doi.org/10.1162/NECO_a_00142; Ho et al. 2020, http
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..checks import as_time, check_state, float64
+from ..checks import as_time, check_state
 from ..score import Score
+from .draws import Draws, drawn
+from .pairing import Pairing
 from .times import Times, Uniform
 from .weightings import Simple, Weighting
+
+
+class Loss(Protocol):
+    """What a :class:`~sdediff.training.Trainer` trains with: :class:`DenoisingLoss`, or a dataclass of your own."""
+
+    @property
+    def score(self) -> Any:
+        """The score to be trained, an ``nn.Module``; ``dataclasses.replace(loss, score=...)`` is the loss of another."""
+
+    @property
+    def stratified(self) -> bool:
+        """Whether the quantiles of time are to be one in each of B strata."""
+
+    def per_sample(self, x0: Tensor, cond: Tensor | None = None, *, draws: Draws) -> Tensor:
+        """The loss of each sample, (B,), a function of the draws."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +52,8 @@ class DenoisingLoss:
             guidance.
         null: the condition that stands for none, of shape () or that of one condition; by default the network's
             attribute ``null``.
+        pairing: which noise goes with which data; by default as drawn, independently.
+            :class:`~sdediff.training.OptimalTransport` is for flow matching, ``FlowPrediction(RectifiedFlow(), net)``.
 
     Raises:
         TypeError, ValueError: the score has no process, or conditions are to be dropped and nothing stands for none.
@@ -46,6 +65,7 @@ class DenoisingLoss:
     stratified: bool = True
     drop_cond: float = 0.0
     null: Tensor | None = None
+    pairing: Pairing | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.score, Score):
@@ -63,26 +83,38 @@ class DenoisingLoss:
         """The mean loss over x0 (B, *event) with conditions (B, ...), a 0-d tensor."""
         return self.per_sample(x0, cond, generator=generator).mean()
 
-    def per_sample(self, x0: Tensor, cond: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
-        """The loss of each sample, (B,). Times, noise and dropped conditions come from ``generator``, in this order."""
-        batch = len(check_state(x0, "x0"))
-        u = float64(_random(torch.rand, (batch,), x0, generator))
-        if self.stratified:
-            u = (u + torch.arange(batch, device=u.device)) / batch
-        noise = _random(torch.randn, x0.shape, x0, generator)
+    def per_sample(
+        self,
+        x0: Tensor,
+        cond: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+    ) -> Tensor:
+        """The loss of each sample, (B,).
+
+        Args:
+            x0: the data (B, *event).
+            cond: their conditions (B, ...).
+            generator: for times, noise and dropped conditions, in this order.
+            draws: these instead, where the caller drew them.
+        """
+        check_state(x0, "x0")
+        if draws is None:
+            draws = drawn(x0, generator, stratified=self.stratified)
         if cond is not None and self.drop_cond > 0:
-            cond = self._dropped(cond, _random(torch.rand, (batch,), x0, generator) < self.drop_cond)
-        return self.at(x0, self.times(self.score.sde, u), noise, cond)
+            cond = self._dropped(cond, draws.drop < self.drop_cond)
+        noise = draws.noise if self.pairing is None else self.pairing(x0, draws.noise)
+        return self.at(x0, self.times(self.score.sde, draws.quantile), noise, cond)
 
     def at(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Any = None) -> Tensor:
         """The loss of each sample, (B,), at times t (B,) and for noise of x0's shape."""
-        sde, form = self.score.sde, self.score.form
+        sde = self.score.sde
         t = as_time(t, x0, sde.t_max)
         dtype = torch.promote_types(x0.dtype, torch.float32)
-        alpha, sigma = sde.alpha(t).to(dtype), sde.sigma(t).to(dtype)
-        target = form.target(x0, noise, alpha, sigma)
-        error = self.score.predict(alpha * x0 + sigma * noise, t, cond).to(dtype) - target
-        weight = self.weighting(self.score, t).reshape(-1).to(dtype)
+        state, target = self.score.example(x0.to(dtype), t, noise)
+        error = self.score.predict(state, t, cond).to(dtype) - target
+        weight = (self.weighting(self.score, t) * self.times.weight(sde, t)).reshape(-1).to(dtype)
         return weight * error.square().reshape(len(x0), -1).mean(1)
 
     def _null(self) -> Tensor | None:
@@ -91,12 +123,3 @@ class DenoisingLoss:
     def _dropped(self, cond: Tensor, drop: Tensor) -> Tensor:
         null = torch.as_tensor(self._null()).to(cond.device, cond.dtype)
         return torch.where(drop.to(cond.device).reshape(-1, *[1] * (cond.ndim - 1)), null, cond)
-
-
-def _random(draw: Any, shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Random numbers beside ``like``; a host generator serves every device (and the meta device takes none)."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    if like.device.type == "meta":
-        return draw(shape, device="meta", dtype=dtype)
-    device = like.device if generator is None else generator.device
-    return draw(shape, generator=generator, device=device, dtype=dtype).to(like.device)

@@ -34,7 +34,7 @@ class Simple:
 
 
 class NoiseError:
-    r""":math:`|\epsilon - \hat\epsilon|^2`, whatever the network predicts."""
+    r""":math:`|\epsilon - \hat\epsilon|^2 = \mathrm{SNR}\,|x_0 - \hat x_0|^2`, whatever the network predicts: SNR weighting."""
 
     def __call__(self, score: Score, t: Tensor) -> Tensor:
         """The squared factor from the prediction to the noise."""
