@@ -619,7 +619,7 @@ def test_report_as_json_and_html():
     assert content["passed"] is False and content["rows"][0]["p"] is None
     assert content["rows"][1] | {"limit": 1} == {
         "what": "a <mean>", "statistic": -0.0123, "floor": 0.02, "limit": 1, "p": 1e-5, "detectable": 0.08,
-        "unit": "sd", "passed": False,
+        "unit": "sd", "passed": False, "detail": "",
     }  # fmt: skip
     broken = sd.verify.Report("nan", (report.exact_row("broken", math.nan, 1e-9),))
     assert json.loads(broken.to_json())["rows"][0]["statistic"] == "nan"

@@ -17,6 +17,7 @@ where the law is known as a function of t, see that as well, and the start of th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -110,6 +111,13 @@ def stationary(sde: SDE, density: Density, t: float = 0.0, *, seed: int = 0) -> 
     return Report(title, (exact_row("L*p = 0", residual(terms), TOLERANCE),))
 
 
+def langevin_panel(sde: SDE, law: Law, t: float, seed: int) -> Callable[[int, int], dict[str, Outcome]]:
+    """The tests of the identity by particles, for a check made of several."""
+    pair = _Pair(_Half(sde, t), _Half(sde.reverse(law.score), t))
+    pace = _pace(pair, law, t, seed)
+    return lambda n, seed: _particle_panel(pair, law, t, pace, n, seed)
+
+
 class _Half:
     """A process at fixed t, in its own rising time."""
 
@@ -201,7 +209,7 @@ def _particle_panel(pair: _Pair, law: Law, t: float, pace: tuple[float, int], n:
     generator = torch.Generator().manual_seed(seed)
     reference = law.sample(4 * n, t, generator)  # fresh: no particle starts there
     directions = random_directions(_DIRECTIONS, reference, generator)
-    features = _Features(law, t, directions, reference[:1000])
+    features = Features(law, t, directions, reference[:1000])
     panel = {}
     for name, split in (("halves at once", False), ("halves in turn", True)):
         start = law.sample(n, t, generator)
@@ -229,7 +237,7 @@ def _coupled_chains(
     return coarse, fine
 
 
-class _Features:
+class Features:
     """Bounded functions of x: their means are easy to test, whatever the tails of the law.
 
     The log density, squashed, sees what happens inside a mode; sine and cosine of projections see where it is.

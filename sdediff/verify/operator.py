@@ -33,18 +33,18 @@ def fokker_planck(drift: Field, diffusion: Callable[[Tensor], Diffusion], log_pr
         flat = rows(x.detach().double()).clone().requires_grad_()
         at = flat.reshape(shape)
         b = rows(drift(at))
-        gram = _gram(diffusion(at), at)
+        square = gram(diffusion(at), at)
         gradient = _gradient(log_prob(at), flat)
         hessian = _jacobian(gradient, flat)
         # (∇·D)_i = Σ_j ∂_j D_ij
-        divergence = torch.stack([_trace_of_jacobian(gram[:, i], flat) for i in range(gram.shape[1])], 1)
+        divergence = torch.stack([_trace_of_jacobian(square[:, i], flat) for i in range(square.shape[1])], 1)
         terms = [
             -_trace_of_jacobian(b, flat),
             -(b * gradient).sum(1),
             0.5 * _trace_of_jacobian(divergence, flat),
             (divergence * gradient).sum(1),
-            0.5 * (gram * hessian).sum((1, 2)),
-            0.5 * torch.einsum("bi,bij,bj->b", gradient, gram, gradient),
+            0.5 * (square * hessian).sum((1, 2)),
+            0.5 * torch.einsum("bi,bij,bj->b", gradient, square, gradient),
         ]
     return torch.stack(terms).detach()
 
@@ -67,7 +67,7 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(len(x), -1)
 
 
-def _gram(diffusion: Diffusion, x: Tensor) -> Tensor:
+def gram(diffusion: Diffusion, x: Tensor) -> Tensor:
     """D, (B, D, D): the columns of G are what unit noise becomes."""
     noise_shape = diffusion.noise_shape(x)
     units = torch.eye(noise_shape[1:].numel(), dtype=x.dtype)

@@ -28,8 +28,9 @@ class Row:
         limit: for an exact check the largest statistic that passes; for a test what p must exceed.
         p: the p-value of a test, None for an exact check.
         detectable: the smallest effect that a test sees with probability 0.99; for an exact check the limit.
-        unit: of the statistic and the effect.
+        unit: of the statistic and the effect; ``FACT`` where something either holds or does not.
         passed: the verdict.
+        detail: of a row that failed, what was seen and what to do about it, where that is known.
     """
 
     what: str
@@ -40,6 +41,7 @@ class Row:
     detectable: float
     unit: str
     passed: bool
+    detail: str = ""
 
     @property
     def verdict(self) -> str:
@@ -49,6 +51,8 @@ class Row:
     @property
     def excess(self) -> float:
         """The evidence against, in powers of ten: above 0 is beyond the limit."""
+        if self.unit == FACT:
+            return -math.inf if self.passed else math.inf
         ratio = self.statistic / self.limit if self.p is None else self.limit / max(self.p, 1e-300)
         return math.inf if math.isnan(ratio) else math.log10(max(ratio, 1e-300))
 
@@ -61,11 +65,13 @@ class Report:
         title: what was checked.
         rows: the checks.
         notes: how it was checked, in sentences.
+        unchecked: what could not be checked, and why, in sentences.
     """
 
     title: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -81,8 +87,16 @@ class Report:
         lines = [line.rstrip() for line in lines]
         width = max(map(len, lines))
         rule = "─" * width
-        notes = [textwrap.fill(note, width, initial_indent="  ", subsequent_indent="    ") for note in self.notes]
-        return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *notes, self.summary])
+        below = [
+            textwrap.fill(text, max(width, 60), initial_indent="  ", subsequent_indent="    ") for text in self._below
+        ]
+        return "\n".join([self.title, rule, lines[0], rule, *lines[1:], rule, *below, self.summary])
+
+    @property
+    def _below(self) -> list[str]:
+        """What stands below the table: why rows failed, how it was checked, and what was not."""
+        reasons = [f"{row.what}: {row.detail}" for row in self.rows if row.detail and not row.passed]
+        return [*reasons, *self.notes, *(f"Not checked: {text}" for text in self.unchecked)]
 
     @property
     def summary(self) -> str:
@@ -99,6 +113,7 @@ class Report:
             "passed": self.passed,
             "rows": [asdict(r) for r in self.rows],
             "notes": self.notes,
+            "unchecked": self.unchecked,
         }
         return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
 
@@ -106,13 +121,20 @@ class Report:
         """The report as an HTML fragment."""
         header = "".join(f"<th>{html.escape(c)}</th>" for c in _HEADER)
         body = "\n".join(_html_row(row) for row in self.rows)
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        notes = "".join(f"<p>{html.escape(text)}</p>" for text in self._below)
         return (
-            f"<section><h3>{html.escape(self.title)}</h3>\n<table>\n<tr>{header}</tr>\n{body}\n</table>\n"
+            f'<section><h3>{html.escape(self.title)}</h3>\n<div class="scroll"><table>\n<tr>{header}</tr>\n{body}\n</table>'
+            "</div>\n"
             f"{notes}<p><strong>{html.escape(self.summary)}</strong></p></section>"
         )
 
     _repr_html_ = to_html
+
+    def to_page(self) -> str:
+        """The report with its plot as one HTML file that needs no other; see :func:`~sdediff.verify.page.page`."""
+        from .page import page
+
+        return page([self])
 
     def plot(self) -> Any:
         """A matplotlib Figure: how far each row lies from its limit, in powers of ten; to the right of it is failure."""
@@ -125,7 +147,7 @@ class Report:
         colours = ["#2a7f9e" if row.passed else "#c8452f" for row in self.rows]
         axes.barh(range(count), lengths, color=colours, height=0.62)
         for k, (row, length) in enumerate(zip(self.rows, lengths, strict=True)):
-            label = f"{row.statistic:.2g}" if row.p is None else f"p = {row.p:.2g}"
+            label = _measured(row) if row.p is None else f"p = {row.p:.2g}"
             side, align = (4, "left") if length > 0 else (-4, "right")
             axes.annotate(
                 label, (length, k), xytext=(side, 0), textcoords="offset points", va="center", ha=align, fontsize=8
@@ -144,9 +166,14 @@ class Report:
         return figure
 
 
-def exact_row(what: str, residual: float, tolerance: float) -> Row:
+def exact_row(what: str, residual: float, tolerance: float, detail: str = "") -> Row:
     """A row that passes where the residual, a relative error in float64, is at most the tolerance; NaN fails."""
-    return Row(what, residual, 2.2e-16, tolerance, None, tolerance, "relative", residual <= tolerance)
+    return Row(what, residual, 2.2e-16, tolerance, None, tolerance, "relative", residual <= tolerance, detail)
+
+
+def fact_row(what: str, problem: str = "") -> Row:
+    """A row for something that holds or does not: it fails where there is a ``problem``, which says what was seen."""
+    return Row(what, float(bool(problem)), 0.0, 0.0, None, 0.0, FACT, not problem, problem)
 
 
 def judge(panel: Panel, n: int, seed: int, level: float) -> tuple[Row, ...]:
@@ -166,14 +193,25 @@ def judge(panel: Panel, n: int, seed: int, level: float) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+FACT = "fact"
+"""The unit of a row without a number."""
+
 _HEADER = ("check", "measured", "noise floor", "p", "limit", "detects", "verdict")
 _REACH = 16  # powers of ten that the plot shows on either side of the limit
 
 
+def _measured(row: Row) -> str:
+    if row.unit == FACT:
+        return "holds" if row.passed else "broken"
+    return f"{row.statistic:.2g}"
+
+
 def _cells(row: Row) -> tuple[str, ...]:
+    if row.unit == FACT:
+        return row.what, _measured(row), "", "", "", "", row.verdict
     p, limit = ("", f"≤ {row.limit:.0e}") if row.p is None else (f"{row.p:.2g}", f"p > {row.limit:.1e}")
     detects = f"{row.detectable:.2g} {row.unit}".rstrip()
-    return row.what, f"{row.statistic:.2g}", f"{row.floor:.2g}", p, limit, detects, row.verdict
+    return row.what, _measured(row), f"{row.floor:.2g}", p, limit, detects, row.verdict
 
 
 def _aligned(cell: str, width: int, column: int) -> str:
@@ -181,9 +219,8 @@ def _aligned(cell: str, width: int, column: int) -> str:
 
 
 def _html_row(row: Row) -> str:
-    colour = "#e4f2f0" if row.passed else "#f8dcd6"
     cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row))
-    return f'<tr style="background:{colour}">{cells}</tr>'
+    return f'<tr class="{row.verdict.lower()}">{cells}</tr>'
 
 
 def _plain(value: Any) -> Any:

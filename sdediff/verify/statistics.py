@@ -93,6 +93,31 @@ def z_test(values: Tensor, mean: float = 0.0, *, margin: float = 0.0, scale: flo
     )
 
 
+def joint_test(values: Tensor, unit: str = "sd") -> Outcome:
+    r"""Hotelling's test that the means of several functions, values (n, k), are 0 all together.
+
+    The statistic is the length of the mean in standard deviations, :math:`\sqrt{\bar v^\top S^{-1}\bar v}`. Unlike the
+    smallest of k p-values this one is uniform where the means vanish. Directions in which the values hardly vary are left out.
+    Source: Hotelling 1931, https://doi.org/10.1214/aoms/1177732979.
+    """
+    n, mean = len(values), values.double().mean(0)
+    if not bool(torch.isfinite(values).all()):
+        return Outcome(math.nan, 0.0, 0.0, lambda level: math.inf, unit)
+    variances, axes = torch.linalg.eigh(torch.cov(values.double().T).reshape(len(mean), len(mean)))
+    kept = variances > 1e-10 * variances[-1].clamp_min(1e-300)
+    k, parts = int(kept.sum()), (mean @ axes)[kept] / variances[kept].sqrt()
+    if k == 0:  # constants
+        size = float(mean.abs().max())
+        return Outcome(size, 0.0, float(size == 0), lambda level: 0.0, unit)
+    size = float(parts.norm())
+    p = float(special.fdtrc(k, n - k, size**2 * n * (n - k) / (k * (n - 1))))
+
+    def detectable(level: float) -> float:
+        return math.sqrt(float(special.chndtrinc(special.chdtri(k, level), k, 1 - POWER)) / n)
+
+    return Outcome(size, math.sqrt(k / n), p, detectable, unit)
+
+
 def ks_test(uniforms: Tensor, *, margin: float = 0.0) -> Outcome:
     """Kolmogorov-Smirnov test that ``uniforms`` = F(x), (n,), are uniform up to ``margin`` in the distribution function.
 

@@ -1,0 +1,295 @@
+"""Is this process what it says? One call for any process, shipped or written this morning."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..densities import Density, Mixture, as_density
+from ..linear import LinearSDE
+from ..sde import SDE
+from .attempt import attempt, told
+from .budget import FEWEST, affordable, check_budget
+from .contract import Probe, contract
+from .identity import langevin_panel
+from .laws import Diffused, Fixed, Law
+from .moments import Kernel, kernel_rows
+from .operator import jacobian
+from .particles import Panel, backward_panel, convergence_panel, forward_panel, merged
+from .report import Report, Row, fact_row, judge
+from .reversal import LARGEST, POINTS, Scene, divergence_rows, law_row, reversal_rows
+from .schedule import schedule_rows
+
+_INTERIOR = 5
+_SIGNAL, _NOISE = 4.0, -4.0  # log of signal over noise between which the interior times lie
+_FIRST, _LAST = -3.0, 1.5  # and between which reversals are run
+
+
+def check_sde(
+    sde: SDE,
+    density: Density | None = None,
+    *,
+    event_shape: tuple[int, ...] | None = None,
+    budget: float = 5.0,
+    n: int | None = None,
+    seed: int = 0,
+    level: float = 1e-4,
+) -> Report:
+    r"""Check a process, your own above all: its contract, its mathematics, and what particles make of it.
+
+    **Contract**: f of x's shape, g in a form that cannot broadcast by accident; both finite, repeatable, the same for every
+    form of the time, differentiable in x by autograd, and for each sample what they are for it alone.
+
+    **Mathematics**, in float64: a kernel against the moment equations of f and g, from x_0 at t = 0; its schedule, transition
+    and prior against it; :math:`\nabla\cdot(GG^\top)` against differences; the Fokker-Planck equation of the law, and those of the
+    reversals and the flow, pointwise.
+
+    **Particles**: forward against the kernel; the reverse SDE and the flow from the exact law to the exact law. Without a
+    kernel: convergence as the step is halved, and the Langevin identity.
+
+    What raises an error in f or g fails the row that called it; what cannot be checked is named with the reason.
+
+    Args:
+        sde: a process with noise that runs forward; an ODE is checked as far as that goes.
+        density: a law of x_0, which also shows where the states live. By default a mixture of three Gaussians.
+        event_shape: of one state, where there is no density; (2,) by default.
+        budget: seconds, by which the number of particles is chosen. The exact checks come first and take what they take.
+        n: particles, instead of a budget: then the report is the same on every machine.
+        seed: of all random numbers.
+        level: the probability of a false alarm, for all tests by particles together.
+
+    Raises:
+        TypeError: sde is no SDE.
+        ValueError: sde is a reversal, event_shape is not that of the density, or budget, n or level makes no sense.
+    """
+    started = time.perf_counter()
+    case = _case(sde, density, event_shape)
+    check_budget(budget)
+    if n is not None and (not isinstance(n, int) or n < FEWEST):
+        raise ValueError(f"n = {n!r} must be a whole number of at least {FEWEST} particles.")
+    if not 0 < level < 1:
+        raise ValueError(f"level = {level!r} must lie between 0 and 1.")
+    title = f"Check of {type(sde).__name__}"
+    rows = contract(case.probe, seed)
+    if len(rows) < 3:  # f and g cannot even be called
+        return Report(title, rows, (case.setting,), ("all the rest, which calls f and g.",))
+    rows += case.exact(seed)
+    spent = time.perf_counter() - started
+    found, notes = _by_particles(case, max(budget - spent, 0.1 * budget), n, seed, level)
+    return Report(title, rows + found, (case.setting, *notes), tuple(case.unchecked))
+
+
+@dataclass
+class Case:
+    """A process with all that is known of it.
+
+    Args:
+        sde: the process.
+        event_shape: of its states.
+        density: the law of x_0, float64.
+        given: whether the user gave it.
+    """
+
+    sde: SDE
+    event_shape: tuple[int, ...]
+    density: Density
+    given: bool
+
+    def __post_init__(self) -> None:
+        self.unchecked: list[str] = []
+
+    @property
+    def size(self) -> int:
+        """D, the number of coordinates."""
+        return math.prod(self.event_shape)
+
+    @property
+    def horizon(self) -> float:
+        """The end of the clock, 1 where it has none."""
+        return self.sde.t_max if math.isfinite(self.sde.t_max) else 1.0
+
+    @cached_property
+    def linear(self) -> Any:
+        """The process with a kernel: itself, or what is derived from its f and g; None, and a reason, where there is none."""
+        if callable(getattr(self.sde, "perturb", None)):
+            return self.sde
+        self.unchecked.append(f"kernel, schedule and law at t > 0: {type(self.sde).__name__} has no Gaussian kernel.")
+        return None
+
+    @cached_property
+    def kernel(self) -> Kernel | None:
+        """The kernel read off, where there is one."""
+        return None if self.linear is None else Kernel(self.linear, self.event_shape)
+
+    @cached_property
+    def times(self) -> list[float]:
+        """Interior times: evenly spread in log(signal/noise) where a kernel gives it, else evenly."""
+        even = [self.horizon * (k + 1) / (_INTERIOR + 1) for k in range(_INTERIOR)]
+        if self.kernel is None:
+            return even
+        try:
+            first, last = self.kernel.time_of(_SIGNAL, self.horizon), self.kernel.time_of(_NOISE, self.horizon)
+            low, high = self.kernel.log_ratio(first), self.kernel.log_ratio(last)
+            inside = [low + (high - low) * (k + 0.5) / _INTERIOR for k in range(_INTERIOR)]
+            found = [self.kernel.time_of(v, self.horizon) for v in inside]
+        except Exception:  # a broken kernel: its own rows will say so
+            return even
+        rising = all(a < b for a, b in zip([0.0, *found], [*found, self.horizon], strict=True))
+        return found if rising else even
+
+    @cached_property
+    def probe(self) -> Probe:
+        """Where the contract is looked at."""
+        ends = [t for t in (self.sde.t_min, self.horizon) if t > 0 and not (t == self.horizon and self._pure_noise)]
+        return Probe(self.sde, self.start, self.times, ends)
+
+    @property
+    def _pure_noise(self) -> bool:
+        """Whether nothing of x_0 is left at the end, where f or g may then be infinite."""
+        try:
+            return self.kernel is not None and float(self.kernel.at(self.horizon).map.abs().max()) == 0
+        except Exception:
+            return False
+
+    def start(self, n: int, generator: torch.Generator) -> Tensor:
+        """Samples of x_0."""
+        return self.density.sample(n, generator=generator)
+
+    @cached_property
+    def law(self) -> Law:
+        """The law at every t where it has a closed form, else a smooth density taken at one time."""
+        closed = type(self.density).diffused is not Density.diffused
+        if isinstance(self.linear, LinearSDE):
+            return Diffused(self.linear, self.density if closed else default_density(self.event_shape))
+        return Fixed(self.density)
+
+    @property
+    def setting(self) -> str:
+        """One sentence: the states and the law."""
+        whose = "as given" if self.given else "by default"
+        return (
+            f"States of shape {self.event_shape}, x_0 from {type(self.density).__name__} {whose}; exact rows at t = "
+            f"{', '.join(f'{t:.3g}' for t in self.times)}."
+        )
+
+    def exact(self, seed: int) -> tuple[Row, ...]:
+        """All rows without a p-value but the contract."""
+        rows: tuple[Row, ...] = ()
+        if self.kernel is not None:
+            x = self.start(16, torch.Generator().manual_seed(seed))
+            rows += tuple(kernel_rows(self.sde, self.kernel, self.times, x))
+            rows += tuple(schedule_rows(self.linear, self.kernel, self.times))
+        if self.size > LARGEST:
+            self.unchecked.append(
+                f"∇·(GGᵀ) and the Fokker-Planck equation: {self.size} coordinates ask for {self.size}² derivatives. If the "
+                f"process treats coordinates alike, check it with event_shape=(2,) as well."
+            )
+            return rows
+        if self.sde.direction == 0:
+            self.unchecked.append("reversals: an ODE has no noise, and runs both ways.")
+            return rows
+        rows += tuple(divergence_rows(self.probe, seed))
+        scene, times = self.scene(seed), self.times[1::2]
+        if scene is None:
+            return rows
+        if scene.law.moves:
+            what = "Fokker-Planck: p_t moves as f and g say"
+            rows += attempt(what, lambda: [law_row(scene, times, what)])
+        return rows + tuple(reversal_rows(scene, times))
+
+    def scene(self, seed: int) -> Scene | None:
+        """What the residuals are taken of. The points lie where the process lives; without a law any smooth p will do there."""
+        law, generator = self.law, torch.Generator().manual_seed(seed)
+        if law.moves:
+            return Scene(self.sde, law, lambda t: law.sample(POINTS, t, torch.Generator().manual_seed(seed)))
+        x = self.start(4 * POINTS, generator).reshape(4 * POINTS, -1)
+        smooth = Mixture(x[:3].reshape(3, *self.event_shape), std=float(x.std()) + 1e-3, weights=[1.0, 2.0, 3.0]).to(
+            dtype=torch.float64
+        )
+        points = x[-POINTS:].reshape(POINTS, *self.event_shape)
+        return Scene(self.sde, Fixed(smooth), lambda t: points)
+
+    def panels(self, seed: int) -> list[Panel]:
+        """The tests by particles."""
+        sde, panels = self.sde, []
+        if self.kernel is None:
+            panels.append(convergence_panel(sde, self._calm(seed), self.start))
+            if sde.direction == 1 and self.given:
+                panels.append(langevin_panel(sde, Fixed(self.density), 0.5 * self.horizon, seed))
+            return panels
+        panels.append(forward_panel(sde, self.kernel, self.kernel.time_of(0.0, self.horizon), self.start))
+        if self.law.moves:
+            score = self.law.score
+            for name, process in (("reverse", sde.reverse(score)), ("flow", sde.probability_flow(score))):
+                panels.append(backward_panel(process, name, self.law, self._nodes))
+        return panels
+
+    def _nodes(self, steps: int) -> Tensor:
+        """Falling times, evenly spread in log(signal/noise)."""
+        assert self.kernel is not None
+        first, last = (self.kernel.time_of(v, self.horizon) for v in (_FIRST, _LAST))
+        table = torch.linspace(math.log(last), math.log(first), 65, dtype=torch.float64)
+        known = torch.tensor([self.kernel.log_ratio(math.exp(u)) for u in table.tolist()], dtype=torch.float64)
+        wanted = torch.linspace(float(known[-1]), float(known[0]), steps + 1, dtype=torch.float64)
+        k = torch.searchsorted(-known, -wanted).clamp(1, len(known) - 1)
+        share = (known[k - 1] - wanted) / (known[k - 1] - known[k])
+        return torch.exp(table[k - 1] + share * (table[k] - table[k - 1]))
+
+    def _calm(self, seed: int) -> float:
+        """A time over which Euler-Maruyama is stable in 64 steps."""
+        x = self.start(POINTS, torch.Generator().manual_seed(seed))
+        rate = torch.linalg.matrix_norm(jacobian(lambda x: self.sde.drift(x, self.times[0]), x), 2).quantile(0.99)
+        return min(0.5 * self.horizon, 8 / max(float(rate), 1e-12))
+
+
+def default_density(event_shape: tuple[int, ...]) -> Density:
+    """A mixture of three Gaussians of unequal widths and weights."""
+    means = torch.randn(3, *event_shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return Mixture(means, std=[0.3, 0.6, 0.4], weights=[1.0, 2.0, 3.0]).to(dtype=torch.float64)
+
+
+def _case(sde: SDE, density: Density | None, event_shape: tuple[int, ...] | None) -> Case:
+    """The arguments, checked."""
+    if not isinstance(sde, SDE):
+        made = isinstance(sde, type) and issubclass(sde, SDE)
+        hint = f"the class {sde.__name__}: write {sde.__name__}(...)" if made else type(sde).__name__  # type: ignore[attr-defined]
+        raise TypeError(f"sde must be an SDE, got {hint}.")
+    if sde.direction < 0:
+        raise ValueError(
+            f"{type(sde).__name__} is a reversal: check the process before its reversal, {type(sde).__name__}.sde."
+        )
+    if event_shape is not None:
+        event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+    if density is not None:
+        law = as_density(density).to(torch.device("cpu"), torch.float64)
+        if event_shape not in (None, tuple(law.event_shape)):
+            raise ValueError(
+                f"event_shape = {event_shape}, but the density has states of shape {law.event_shape}: give one."
+            )
+        return Case(sde, tuple(law.event_shape), law, True)
+    known = getattr(sde, "event_shape", None) or getattr(getattr(sde, "score", None), "event_shape", None)
+    shape = event_shape if event_shape is not None else tuple(known) if known else (2,)
+    return Case(sde, shape, default_density(shape), False)
+
+
+def _by_particles(
+    case: Case, seconds: float, n: int | None, seed: int, level: float
+) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """The rows with a p-value, and how they came about."""
+    try:
+        panel = merged(case.panels(seed))
+        count = n or affordable(lambda count: panel(count, seed + 1), seconds)
+        rows = judge(panel, count, seed, level)
+    except Exception as error:
+        return (fact_row("particles", told(error)),), ()
+    chosen = "as asked for" if n else f"which {seconds:.2g} s allow"
+    return rows, (
+        f"{count:,} particles, {chosen}; level {level:g} for all tests by particles together, each effect under 'detects' "
+        "seen with probability 0.99.",
+    )

@@ -1,0 +1,186 @@
+r"""A Gaussian kernel against the f and g that it claims to solve.
+
+For a process with affine drift :math:`f = Ax + b` and noise G that ignores the state, x_t given x_0 is
+:math:`\mathcal N(Mx_0 + m, C)` with
+
+.. math:: \dot M = AM, \qquad \dot m = Am + b, \qquad \dot C = AC + CA^\top + GG^\top, \qquad M(0) = I,\; m(0) = C(0) = 0 .
+
+M, m and C are read off from what ``perturb`` makes of unit vectors, A and b from what ``drift`` makes of them, G from what the
+diffusion makes of unit noise, and d/dt is taken by differences: nothing here uses the package's own calculus, and it is
+the same for a scalar kernel as for one with matrices.
+
+Source: Särkkä and Solin 2019, https://doi.org/10.1017/9781108186735, section 6.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sde import SDE
+from .attempt import attempt
+from .differences import slope
+from .operator import gram, rows
+from .report import Row, exact_row
+
+RATE = 1e-7
+"""The largest relative error of a rate of change: d/dt by differences is good to about 1e-10."""
+SAME = 1e-9
+"""The largest relative difference between two ways to one number in float64."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The kernel at one time: x_t given x_0 is N(map x_0 + shift, covariance), over flattened states."""
+
+    map: Tensor  # (D, D)
+    shift: Tensor  # (D,)
+    covariance: Tensor  # (D, D)
+
+
+class Kernel:
+    """The kernel of a process as its ``perturb(x0, t, noise)`` has it.
+
+    Args:
+        sde: anything with ``perturb``.
+        event_shape: of its states.
+    """
+
+    def __init__(self, sde: Any, event_shape: tuple[int, ...]):
+        self.sde, self.event_shape = sde, event_shape
+        self.size = math.prod(event_shape)
+
+    def at(self, t: float) -> Moments:
+        """The moments at t."""
+        unit, nothing = (
+            torch.eye(self.size, dtype=torch.float64),
+            torch.zeros(self.size, self.size, dtype=torch.float64),
+        )
+        x0, noise = torch.cat([nothing[:1], unit, nothing]), torch.cat([nothing[:1], nothing, unit])
+        shape = (len(x0), *self.event_shape)
+        moved = rows(self.sde.perturb(x0.reshape(shape), t, noise.reshape(shape))).double()
+        shift, moved = moved[0], moved[1:] - moved[0]
+        root = moved[self.size :].T
+        return Moments(moved[: self.size].T, shift, root @ root.T)
+
+    def log_ratio(self, t: float) -> float:
+        """log of signal over noise, both as total power: tr(MMᵀ)/tr(C)."""
+        moments = self.at(t)
+        signal, noise = float(moments.map.square().sum()), float(moments.covariance.trace())
+        return math.log(max(signal, 1e-300) / max(noise, 1e-300))
+
+    def time_of(self, log_ratio: float, t_max: float) -> float:
+        """Where signal over noise has this value, by bisection in log t."""
+        low, high = 1e-9 * t_max, t_max
+        for _ in range(60):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.log_ratio(middle) > log_ratio else (low, middle)
+        return high
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """f = rate x + push and GGᵀ = gram at one time, over flattened states."""
+
+    rate: Tensor  # (D, D)
+    push: Tensor  # (D,)
+    gram: Tensor  # (D, D)
+
+
+def coefficients(sde: SDE, event_shape: tuple[int, ...], t: float) -> Coefficients:
+    """What an affine drift makes of unit vectors, and the diffusion of unit noise."""
+    size = math.prod(event_shape)
+    x = torch.cat([torch.zeros(1, size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)])
+    x = x.reshape(-1, *event_shape)
+    moved = rows(sde.drift(x, t))
+    return Coefficients((moved[1:] - moved[0]).T, moved[0], gram(sde.diffusion(x[:1], t), x[:1])[0])
+
+
+def kernel_rows(sde: SDE, kernel: Kernel, times: Sequence[float], x: Tensor) -> Iterable[Row]:
+    """The kernel against f and g at these times, and at 0; x are states at which f must be the affine one.
+
+    Rows: f affine and G blind to x; the start; the mean; the covariance.
+    """
+    yield from attempt("kernel: f is affine in x, g ignores x", lambda: [_affine(sde, kernel.event_shape, times, x)])
+    yield from attempt("kernel: x_0 at t = 0", lambda: [_start(kernel)])
+    yield from attempt("kernel: its mean moves as f says", lambda: [_mean(sde, kernel, times)])
+    yield from attempt("kernel: its covariance as f and g say", lambda: [_covariance(sde, kernel, times)])
+
+
+def _affine(sde: SDE, event_shape: tuple[int, ...], times: Sequence[float], x: Tensor) -> Row:
+    worst, where = 0.0, ""
+    for t in times:
+        c, noise = coefficients(sde, event_shape, t), gram(sde.diffusion(x, t), x)
+        drift, claimed = rows(sde.drift(x, t)), rows(x) @ c.rate.T + c.push
+        for name, seen, expected in (("f", drift, claimed), ("g gᵀ", noise, c.gram.expand_as(noise))):
+            error = relative(seen - expected, expected)
+            if not error <= worst:
+                worst, where = (
+                    error,
+                    f"{name} at t = {t:.3g}; a process with a Gaussian kernel has f = A(t) x + b(t), g(t).",
+                )
+    return exact_row("kernel: f is affine in x, g ignores x", worst, SAME, where)
+
+
+def _start(kernel: Kernel) -> Row:
+    start = kernel.at(0.0)
+    off = (start.map - torch.eye(kernel.size, dtype=torch.float64)).abs().max() + start.shift.abs().max()
+    spread = float(start.covariance.diagonal().max())
+    detail = f"the kernel at t = 0 has map - I of size {float(off):.2g} and variance {spread:.2g}; both are 0."
+    return exact_row("kernel: x_0 at t = 0", float(off) + abs(spread), SAME, detail)
+
+
+def _mean(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
+    worst, where = 0.0, ""
+    for t in times:
+        c, now = coefficients(sde, kernel.event_shape, t), kernel.at(t)
+        there = torch.cat([now.map, now.shift.unsqueeze(1)], 1)  # (D, D + 1)
+        wanted = c.rate @ there
+        wanted[:, -1] += c.push
+        rate = slope(lambda e, t=t: _joined(kernel.at(t + e)), _room(t, sde.t_max))  # type: ignore[misc]
+        error = relative(rate - wanted, torch.cat([rate, wanted]), there / sde.t_max)
+        if not error <= worst:
+            worst, where = error, f"at t = {t:.3g} the kernel's mean moves {_times(rate, wanted)} what f says."
+    return exact_row("kernel: its mean moves as f says", worst, RATE, where)
+
+
+def _covariance(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
+    worst, where = 0.0, ""
+    for t in times:
+        c, now = coefficients(sde, kernel.event_shape, t), kernel.at(t).covariance
+        pulled = c.rate @ now
+        wanted = pulled + pulled.T + c.gram
+        rate = slope(lambda e, t=t: kernel.at(t + e).covariance, _room(t, sde.t_max))  # type: ignore[misc]
+        error = relative(rate - wanted, torch.cat([rate, pulled, c.gram]))
+        if not error <= worst:
+            worst, where = (
+                error,
+                f"at t = {t:.3g} the kernel's covariance moves {_times(rate, wanted)} what f and g say.",
+            )
+    return exact_row("kernel: its covariance as f and g say", worst, RATE, where)
+
+
+def relative(difference: Tensor, *beside: Tensor) -> float:
+    """The largest entry of a difference relative to the largest of what it is the difference of; NaN stays NaN."""
+    size, scale = float(difference.abs().max()), max(float(v.abs().max()) for v in beside)
+    return size / scale if scale > 0 else size
+
+
+def _joined(moments: Moments) -> Tensor:
+    return torch.cat([moments.map, moments.shift.unsqueeze(1)], 1)
+
+
+def _room(t: float, t_max: float) -> float:
+    return 0.25 * min(t, t_max - t)
+
+
+def _times(seen: Tensor, wanted: Tensor) -> str:
+    """The factor between two tensors in words, where there is one."""
+    power = float(wanted.square().sum())
+    factor = float((seen * wanted).sum()) / power if power > 0 else math.nan
+    return f"{factor:.4g} times" if math.isfinite(factor) else "otherwise than"
