@@ -1,6 +1,6 @@
 """sdediff: write f and g, get everything else."""
 
-from . import densities, grids, metrics, networks, plot, training, verify
+from . import ddpm, densities, grids, likelihood, metrics, networks, plot, training, verify
 from .brownian import BrownianPath
 from .compare import Comparison, compare
 from .data import Standardisation
@@ -9,6 +9,7 @@ from .errors import NonFiniteError, SolveError
 from .exact import ExactScore
 from .keyed import Keyed, PerSample
 from .langevin import Chains, Overdamped, Phase, Underdamped, mala
+from .likelihood import elbo, log_prob
 from .linear import LinearSDE
 from .predictions import (
     DataPrediction,
@@ -162,8 +163,12 @@ __all__ = [
     "VelocityPrediction",
     "Weak2",
     "compare",
+    "ddpm",
     "densities",
+    "elbo",
     "grids",
+    "likelihood",
+    "log_prob",
     "mala",
     "metrics",
     "networks",
