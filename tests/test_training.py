@@ -22,8 +22,8 @@ from torch import nn
 import sdediff as sd
 from sdediff import training as tr
 from sdediff.data import check_data
-from sdediff.training.tensors import digest
 from sdediff.training.order import Order, split
+from sdediff.training.tensors import digest
 
 F64 = torch.float64
 SIGMA_DATA = 0.8

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -33,15 +33,17 @@ class _Averaged(AveragedModel):
     def __init__(self, model: nn.Module, decay: float):
         super().__init__(model)
         self.decay = decay
-        self._pairs: tuple[Any, list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]] | None = None
+        self._found: tuple[Any, ...] = (
+            None,
+        )  # a model, and its tensors beside ours; a tuple, not to become a submodule
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of ``model``, which is of the same kind, into the average."""
-        if self._pairs is None or self._pairs[0] is not model:
-            own, new = list(self.module.parameters()), list(model.parameters())
-            self._pairs = model, own, new, list(zip(self.module.buffers(), model.buffers(), strict=True))
-        _, own, new, buffers = self._pairs
+        if self._found[0] is not model:
+            buffers = list(zip(self.module.buffers(), model.buffers(), strict=True))
+            self._found = model, list(self.module.parameters()), list(model.parameters()), buffers
+        _, own, new, buffers = self._found
         n = int(self.n_averaged)
         # At n = 0 the average is a copy whatever it was, also where the model was changed since it was made.
         torch._foreach_lerp_(own, new, 1.0 if n == 0 else 1 - min(self.decay, (1 + n) / (10 + n)))

@@ -350,13 +350,15 @@ def fit(
 
 
 def _checked_loss(score: Any, loss: Loss | None) -> Loss:
-    if not isinstance(score, NetworkScore if loss is None else nn.Module):
+    if not isinstance(score, nn.Module if loss is not None else NetworkScore):
         raise TypeError(f"fit trains a network score such as NoisePrediction(sde, net), got {type(score).__name__}.")
     if not any(p.requires_grad for p in score.parameters()):
         raise ValueError("No parameter of this score requires a gradient: there is nothing to train.")
-    if loss is not None and loss.score is not score:
+    if loss is None:
+        return DenoisingLoss(score)
+    if loss.score is not score:
         raise ValueError("loss is that of another score: build it as DenoisingLoss(score, ...) with the score given.")
-    return DenoisingLoss(score) if loss is None else loss
+    return loss
 
 
 def _diverged(step: int, value: float, norm: float, losses: list[float]) -> str:
