@@ -7,6 +7,7 @@ shape of the noise that drives a state ``x``.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
@@ -93,11 +94,46 @@ class Dense:
         return torch.stack([c.sum(1) for c in columns], 1)
 
 
-Diffusion = Diagonal | Dense
+class Applied(ABC):
+    """Noise given by what it does, for structures that neither a diagonal nor a (d, m) matrix stores well.
+
+    It answers what :class:`Diagonal` and :class:`Dense` answer, and ignores the state.
+    """
+
+    value: Tensor
+    """The numbers it is made of."""
+
+    @abstractmethod
+    def __matmul__(self, z: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def __rmul__(self, c: float | Tensor) -> Applied: ...
+
+    @abstractmethod
+    def gram(self, v: Tensor) -> Tensor:
+        r""":math:`GG^\top v`."""
+
+    @property
+    @abstractmethod
+    def requires_grad(self) -> bool:
+        """True where it was made of something that wants a gradient."""
+
+    @abstractmethod
+    def noise_shape(self, x: Tensor) -> torch.Size:
+        """The shape of the noise that drives ``x``."""
+
+    @abstractmethod
+    def gram_divergence(self, x: Tensor) -> Tensor:
+        r""":math:`\nabla\cdot(GG^\top)`."""
+
+
+Diffusion = Diagonal | Dense | Applied
 
 
 def as_diffusion(g: object, x: Tensor, what: str) -> Diffusion:
     """What a user's ``g`` returned, checked against the state ``x`` and cast to its dtype."""
+    if isinstance(g, Applied):
+        return g
     if isinstance(g, Dense):
         return _checked_dense(g.matrix, x, what)
     if isinstance(g, Diagonal):

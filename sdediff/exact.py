@@ -1,4 +1,4 @@
-"""The exact score of a density under a linear SDE."""
+"""The exact score of a density under a process with a Gaussian kernel."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from .checks import Time, as_time
 from .densities import Density, Mixture
 from .densities.base import Posterior, host_generator
 from .densities.mixture import CANCELS
+from .derived import as_linear
 from .forms import Form
 from .linear import LinearSDE
 from .score import Score, View
+from .sde import SDE
 
 
 class _Exact(Form):
@@ -42,42 +44,42 @@ class ExactScore(Score):
     r"""The score of :math:`x_t = \alpha x_0 + \sigma\epsilon`, :math:`x_0 \sim` ``density``, in closed form.
 
     Args:
-        sde: a linear process.
-        density: one that keeps a closed form under linear SDEs: a :class:`~sdediff.densities.Mixture`, an
-            :class:`~sdediff.densities.Empirical` data set, :class:`~sdediff.densities.Boxes`.
+        sde: a process with a Gaussian kernel: a :class:`~sdediff.LinearSDE`, an :class:`~sdediff.AffineSDE`, or any SDE that
+            :func:`~sdediff.as_linear` finds to be one.
+        density: the law of the data, one that keeps a closed form: a :class:`~sdediff.densities.Mixture`, an
+            :class:`~sdediff.densities.Empirical` data set, :class:`~sdediff.densities.Boxes` (under a LinearSDE).
 
     Raises:
+        TypeError: ``sde`` is no SDE, or (:class:`~sdediff.NotAffineError`) has no Gaussian kernel.
         NotImplementedError: on evaluation, for a density that has no closed form under the process.
     """
 
     form = _Exact()
 
-    def __init__(self, sde: LinearSDE, density: Density):
-        if not isinstance(sde, LinearSDE):
+    def __init__(self, sde: SDE, density: Density):
+        if not isinstance(sde, SDE):
             raise TypeError(
-                f"ExactScore needs a LinearSDE, got {type(sde).__name__}: only there do densities keep their closed form."
+                f"ExactScore needs an SDE, got {type(sde).__name__}: the order is ExactScore(sde, density)."
             )
-        self.sde, self.density = sde, density
-        self.event_shape, self.device, self.dtype = density.event_shape, density.device, density.dtype
+        self.sde: Any = as_linear(sde, density.event_shape)
+        self.density = density
+        self.device, self.dtype = density.device, density.dtype
+        self.event_shape = tuple(self.sde.lift(torch.zeros(1, *density.event_shape)).shape[1:])
 
     def predict(self, x: Tensor, t: Tensor, cond: Any) -> Posterior:
         """The posterior at x and t."""
         if cond is not None:
             raise ValueError("An exact score takes no condition.")
-        return self.density.diffused(x, self.sde.alpha(t), self.sde.sigma(t))
+        return self.sde.posterior(self.density, x, t)
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         r""":math:`\log p_t(x)` in nats, shape (B,)."""
         t = as_time(t, x, self.sde.t_max)
-        return self.density.diffused(x, self.sde.alpha(t), self.sde.sigma(t)).log_prob()
+        return self.sde.posterior(self.density, x, t).log_prob()
 
     def law(self, t: float) -> Mixture:
         """:math:`p_t` itself, where the density is a mixture: a mixture again, on the same device and in the same dtype."""
-        if not isinstance(self.density, Mixture):
-            raise TypeError(
-                f"p_t of a {type(self.density).__name__} is no mixture; use log_prob(x, t) and sample(n, t)."
-            )
-        return self.density.noised(self.sde.alpha(t), self.sde.sigma(t))
+        return self.sde.law(self.density, t)
 
     def sample(self, n: int, t: float, *, seed: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """``n`` exact samples of :math:`p_t`, (n, *event); seed and generator as for a density's ``sample``."""
@@ -85,18 +87,20 @@ class ExactScore(Score):
             raise ValueError(f"n = {n}: ask for at least one sample.")
         generator = host_generator(seed, generator)
         with torch.no_grad():
-            x0 = self.density.draw(n, generator).double().cpu()
+            x0 = self.sde.lift(self.density.draw(n, generator).double().cpu())
             z = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
             return self.sde.perturb(x0, t, z).to(self.device, self.dtype)
 
-    def to(self, sde: LinearSDE) -> ExactScore:  # type: ignore[override]
-        """The exact score of the same density under another linear process."""
+    def to(self, sde: SDE) -> ExactScore:  # type: ignore[override]
+        """The exact score of the same density under another process."""
         return ExactScore(sde, self.density)
 
     def combined(
         self, times: Tensor, a: Tensor, b: Tensor, view: View | None = None
     ) -> list[Callable[[Tensor], Tensor]]:
         """a x + b p(x) along a grid; for a mixture with one shared variance in three kernels each, the sum included."""
+        if not isinstance(self.sde, LinearSDE):
+            return super().combined(times, a, b, view)
         view = view or Score.__call__
         alpha, sigma = self.sde.alpha(times), self.sde.sigma(times)
         careful = _Posteriors(self.density, view, alpha, sigma, a, b)
@@ -112,6 +116,10 @@ class ExactScore(Score):
         }[view]
         return _SharedVariance(self.density, careful, alpha, v, a + b * of_x, b * of_mean).functions()
 
+
+# A product with at most so many columns and at least so many rows is several times faster as its transpose, even though
+# the sum is then a kernel of its own.
+_THIN, _MANY = 4, 1024
 
 _VIEWS = {Score.__call__: "score", Score.noise: "noise", Score.data: "data"}
 
@@ -156,9 +164,12 @@ class _SharedVariance:
         counting.seen(x.shape[0], counting.calls())
         ratio, of_x, of_mean = self.numbers[k]
         flat = x if x.ndim == 2 else x.reshape(x.shape[0], -1)
-        weights = torch.softmax(torch.addmm(biases[k], own.means, flat.t(), alpha=ratio), 0)  # (K, B)
-        mean = torch.addmm(flat, weights.t(), own.means, beta=of_x, alpha=of_mean)
-        return mean if x.ndim == 2 else mean.reshape(x.shape)
+        weights = _softmax(torch.addmm(biases[k], own.means, flat.t(), alpha=ratio))  # (K, B)
+        if flat.shape[1] <= _THIN and flat.shape[0] >= _MANY:
+            out = torch.add(flat * of_x, (own.means.t() @ weights).t(), alpha=of_mean)
+        else:
+            out = torch.addmm(flat, weights.t(), own.means, beta=of_x, alpha=of_mean)
+        return out if x.ndim == 2 else out.reshape(x.shape)
 
     def _on(self, x: Tensor) -> tuple[Any, Mixture, tuple[Tensor, ...], float]:
         """The modes as x has them, and log w - alpha² |m|² / 2v for every time, (K, 1) each."""
@@ -166,3 +177,8 @@ class _SharedVariance:
         scale = (self.alpha * self.ratio).reshape(-1, 1, 1)
         biases = (self.mixture.log_weights - scale * self.mixture.half_norms).to(x.device, x.dtype)
         return (x.device, x.dtype), own, biases.unbind(), CANCELS.get(x.dtype, 0.0)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """The softmax over the modes, in place where no graph is kept: a second large block costs more in page faults."""
+    return torch.softmax(logits, 0) if logits.requires_grad else torch.softmax(logits, 0, out=logits)

@@ -40,6 +40,10 @@ class Form(ABC):
     def target(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """What a network in this form learns, by least squares, from x_0 and eps."""
 
+    def state(self, x0: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """x_t from x_0 and eps."""
+        return alpha * x0 + sigma * noise
+
     @abstractmethod
     def moved(self, p: Any, ratio: Tensor) -> Any:
         """The prediction made of ``ratio * x``, as a prediction of x where alpha and sigma are smaller by ``ratio``."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -138,12 +138,34 @@ class LinearSDE(Linear):
             )
         return self.marginal(x0, t).from_noise(noise)
 
+    def lift(self, x0: Tensor) -> Tensor:
+        """x_0: a state is data, with noise on it."""
+        return x0
+
+    def posterior(self, density: Any, x: Tensor, t: Time) -> Any:
+        """What is known of data from ``density`` when x_t = x (B, *event)."""
+        return density.diffused(x, self.alpha(t), self.sigma(t))
+
+    def law(self, density: Any, t: float) -> Any:
+        """The law of x_t for data from a mixture: a mixture again."""
+        if not hasattr(density, "noised"):
+            raise TypeError(f"p_t of a {type(density).__name__} is no mixture; use log_prob(x, t) and sample(n, t).")
+        return density.noised(self.alpha(t), self.sigma(t))
+
     def transition(self, s: Time, t: Time) -> Transition:
         r"""The kernel from s to a later t: scale :math:`\alpha_t/\alpha_s`, variance :math:`\sigma_t^2 - scale^2\sigma_s^2`."""
         s64, t64 = float64(s), float64(t)
         scale = torch.exp(self.log_alpha(t64) - self.log_alpha(s64))
         variance = (self.variance(t64) - scale * scale * self.variance(s64)).clamp_min(0)
         return Transition(scale.to(time_dtype(t)), variance.to(time_dtype(t)))
+
+    def steps(self, grid: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """The transitions along a rising grid as functions (x, z) -> x_t of the state and standard normals."""
+        kernel = self.transition(grid[:-1], grid[1:])
+        if not bool(torch.isfinite(kernel.scale + kernel.variance).all()):
+            raise ValueError("A transition of this grid is not finite: end it a little before t_max.")
+        pairs = zip(kernel.scale.tolist(), kernel.variance.sqrt().tolist(), strict=True)
+        return [partial(_step, scale, std) for scale, std in pairs]
 
     def prior(self, event_shape: tuple[int, ...], *, mean: float = 0.0, std: float = 0.0) -> Gaussian:
         """The law at ``t_max``: N(alpha * mean, (alpha² std² + sigma²) I), matched to the data's mean and std.
@@ -256,6 +278,10 @@ class LinearFlow(_LinearReversal, ProbabilityFlow):
     def eta(self, t: Time) -> Tensor:
         """0."""
         return torch.zeros((), dtype=torch.float64)
+
+
+def _step(scale: float, std: float, x: Tensor, z: Tensor) -> Tensor:
+    return torch.mul(x, scale).add_(z, alpha=std)
 
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

@@ -27,7 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .affine.scales import coupled
 from .checks import Time, check_like, per_sample
+from .derived import as_linear
 from .forms import DataForm, DifferenceForm, NoiseForm, ScoreForm, VelocityForm
 from .linear import LinearSDE
 from .score import Score
@@ -38,7 +40,9 @@ class NetworkScore(Score, nn.Module):
     """A network as a score; subclasses say by ``form`` what it predicts.
 
     Args:
-        sde: the linear process of the training.
+        sde: the process of the training: a :class:`~sdediff.LinearSDE`, an :class:`~sdediff.AffineSDE`, or any SDE that
+            :func:`~sdediff.as_linear` finds to be one. States of a coupled process may be more than data; train on
+            ``sde.lift(data)``.
         net: a module called as ``net(x, t)``, or ``net(x, t, cond)`` where a condition is given, with x (B, *event)
             in the dtype of its parameters, t (B,) in at least float32 and cond as the caller gave it. It returns x's
             shape. A network in half precision computes its time features in t's dtype and rounds them afterwards.
@@ -51,19 +55,26 @@ class NetworkScore(Score, nn.Module):
 
     def __init__(self, sde: LinearSDE, net: nn.Module, *, event_shape: Sequence[int] | None = None):
         super().__init__()
-        if not isinstance(sde, LinearSDE):
+        if not isinstance(sde, SDE):
             raise TypeError(
-                f"{type(self).__name__} needs a LinearSDE, got {type(sde).__name__}: its alpha and sigma translate the "
-                "prediction. The order of the arguments is (sde, net)."
+                f"{type(self).__name__} needs a LinearSDE, or an SDE that as_linear finds to be linear, got "
+                f"{type(sde).__name__}: its scales translate the prediction. The order of the arguments is (sde, net)."
             )
         if not isinstance(net, nn.Module):
             raise TypeError(
                 f"net must be a torch.nn.Module, got {type(net).__name__}. A plain function that returns the score is "
                 "FunctionScore(function, sde)."
             )
-        self.sde, self.net = sde, net
         shape = getattr(net, "event_shape", None) if event_shape is None else event_shape
         self.event_shape = None if shape is None else tuple(shape)
+        self.sde: Any = as_linear(sde, self.event_shape)
+        if not isinstance(self.sde, LinearSDE):
+            self._check_coupled()
+        self.net = net
+
+    def _check_coupled(self) -> None:
+        """Raise unless this prediction has a meaning where scales are matrices."""
+        coupled(self.form)
 
     @property
     def device(self) -> torch.device | None:  # type: ignore[override]
@@ -175,6 +186,11 @@ class Preconditioned(NetworkScore):
         if not 0 < sigma_data < math.inf:
             raise ValueError(f"sigma_data = {sigma_data} must be positive: the standard deviation of the data.")
         self.sigma_data = float(sigma_data)
+
+    def _check_coupled(self) -> None:
+        raise TypeError(
+            "Preconditioned needs a process with one alpha and one sigma: use NoisePrediction or DataPrediction here."
+        )
 
     def predict(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         """The data prediction."""

@@ -60,23 +60,23 @@ class Score(ABC):
             t: a number, (), (B,) or (B, 1, ..., 1).
             cond: a condition, passed to the score as it is.
         """
-        p, alpha, sigma = self._evaluate(x, t, cond)
-        return check_like(self.form.score(p, x, alpha, sigma), x, "the score")
+        form, p, alpha, sigma = self._evaluate(x, t, cond)
+        return check_like(form.score(p, x, alpha, sigma), x, "the score")
 
     def noise(self, x: Tensor, t: Time, cond: Any = None) -> Tensor:
         r"""The noise prediction :math:`\hat\epsilon = -\sigma s`; does not divide by alpha."""
-        p, alpha, sigma = self._evaluate(x, t, cond)
-        return check_like(self.form.noise(p, x, alpha, sigma), x, "the noise prediction")
+        form, p, alpha, sigma = self._evaluate(x, t, cond)
+        return check_like(form.noise(p, x, alpha, sigma), x, "the noise prediction")
 
     def data(self, x: Tensor, t: Time, cond: Any = None) -> Tensor:
         r"""The data prediction :math:`\hat x_0 = (x + \sigma^2 s)/\alpha`; does not divide by sigma."""
-        p, alpha, sigma = self._evaluate(x, t, cond)
-        return check_like(self.form.data(p, x, alpha, sigma), x, "the data prediction")
+        form, p, alpha, sigma = self._evaluate(x, t, cond)
+        return check_like(form.data(p, x, alpha, sigma), x, "the data prediction")
 
     def split(self, x: Tensor, t: Time, cond: Any = None) -> tuple[Tensor, Tensor]:
         r"""(:math:`\hat x_0`, :math:`\hat\epsilon`) with :math:`x = \alpha\hat x_0 + \sigma\hat\epsilon`, one evaluation."""
-        p, alpha, sigma = self._evaluate(x, t, cond)
-        data, noise = self.form.data(p, x, alpha, sigma), self.form.noise(p, x, alpha, sigma)
+        form, p, alpha, sigma = self._evaluate(x, t, cond)
+        data, noise = form.data(p, x, alpha, sigma), form.noise(p, x, alpha, sigma)
         return check_like(data, x, "the data prediction"), check_like(noise, x, "the noise prediction")
 
     def along(self, times: Tensor, view: View | None = None) -> list[Callable[[Tensor], Tensor]]:
@@ -112,18 +112,31 @@ class Score(ABC):
         bound.score = part  # type: ignore[attr-defined]
         return bound
 
-    def _evaluate(self, x: Tensor, t: Time, cond: Any) -> tuple[Any, Any, Any]:
+    def example(self, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What there is to learn from: x_t, and the target of this score's form, for x_0 and noise of one shape."""
+        form, alpha, sigma = self._scales(t)
+        if isinstance(alpha, Tensor):
+            alpha, sigma = alpha.to(x0.dtype), sigma.to(x0.dtype)
+        return form.state(x0, noise, alpha, sigma), form.target(x0, noise, alpha, sigma)
+
+    def _evaluate(self, x: Tensor, t: Time, cond: Any) -> tuple[Form, Any, Any, Any]:
+        form: Form
         if self.sde is None:
             if not isinstance(self.form, ScoreForm):
                 raise ValueError(f"{type(self).__name__} has no process to translate its prediction with.")
-            t, alpha, sigma = as_time(t, check_state(x)), _Unknown(), _Unknown()
+            t, form, alpha, sigma = as_time(t, check_state(x)), self.form, _Unknown(), _Unknown()
         else:
             t = as_time(t, check_state(x), self.sde.t_max)
-            alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+            form, alpha, sigma = self._scales(t)
         since = counting.calls()
         p = self.predict(x, t, cond)
         counting.seen(x.shape[0], since)
-        return p, alpha, sigma
+        return form, p, alpha, sigma
+
+    def _scales(self, t: Tensor) -> tuple[Form, Any, Any]:
+        """This score's form, alpha and sigma; a process whose scales are matrices has the form translated."""
+        translated = getattr(self.sde, "translated", None)
+        return (self.form, self.sde.alpha(t), self.sde.sigma(t)) if translated is None else translated(self.form, t)
 
 
 class FunctionScore(Score):

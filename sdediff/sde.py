@@ -99,6 +99,18 @@ class SDE(ABC):
             "e.g. sample(process, n, x=...)."
         )
 
+    def marginal(self, x0: Tensor, t: Time) -> Any:
+        """The law of x_t given x_0 (B, *event), derived from f and g where f is affine in x and g ignores it.
+
+        Raises:
+            NotAffineError: x_t given x_0 is not Gaussian; it says where that shows.
+        """
+        return derived(self, tuple(check_state(x0, "x0").shape[1:])).marginal(x0, t)
+
+    def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """x_t from x_0 and standard normal noise, both (B, *event); see :meth:`marginal`."""
+        return derived(self, tuple(check_state(x0, "x0").shape[1:])).perturb(x0, t, noise)
+
     def rows(self, index: Tensor, batch: int) -> SDE:
         """This process for the samples ``index`` (n,) of a batch alone; one that holds something per sample overrides this."""
         return self
@@ -121,13 +133,30 @@ class SDE(ABC):
             if not (isinstance(stochasticity, (int, float)) and stochasticity == 1.0):
                 raise ValueError("Give either stochasticity or diffusion: each alone fixes the noise of the reversal.")
             return FreeNoiseReverse(self, score, diffusion)
+        known = _derived_of(self, score)
+        if known is not None:
+            return known.reverse(score, stochasticity)
         if _is_zero(stochasticity):
             return self.probability_flow(score)
         return Reverse(self, score, stochasticity)
 
     def probability_flow(self, score: ScoreLike) -> SDE:
         r"""The ODE :math:`\dot x = f - \tfrac12(\nabla\cdot D + Ds)` with the marginals of this process."""
-        return ProbabilityFlow(self, score)
+        known = _derived_of(self, score)
+        return ProbabilityFlow(self, score) if known is None else known.probability_flow(score)
+
+
+def derived(sde: SDE, event_shape: tuple[int, ...]) -> Any:
+    """The linear process that ``sde`` is on states of this shape; see :func:`sdediff.as_linear`."""
+    from .derived import as_linear  # which knows linear processes, and they this module
+
+    return as_linear(sde, event_shape)
+
+
+def _derived_of(sde: SDE, score: ScoreLike) -> SDE | None:
+    """The linear process that was derived from ``sde`` for this score, if one was."""
+    process = getattr(score, "sde", None)
+    return process if getattr(process, "origin", None) is sde else None
 
 
 def _drift_at(sde: SDE, t: Tensor, x: Tensor) -> Tensor:
@@ -250,7 +279,11 @@ class Linear(SDE):
 
     @abstractmethod
     def transition(self, s: Time, t: Time) -> Any:
-        """The Gaussian kernel from s to a later t: an object with ``scale`` and ``variance``."""
+        """The Gaussian kernel from s to a later t."""
+
+    @abstractmethod
+    def steps(self, grid: Tensor) -> list[Callable[[Tensor, Tensor], Tensor]]:
+        """The transitions along a rising grid (N + 1,), as functions (x, z) -> x_t of the state and standard normals."""
 
 
 class Kinetic(SDE):
@@ -284,6 +317,22 @@ class Semilinear(SDE):
     @abstractmethod
     def affine(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""(a, b, w) at float64 times of any shape, with drift :math:`a\,x + b\,s(x, t)` and noise w."""
+
+
+class CoupledSemilinear(SDE):
+    r"""The reversal of an affine process with matrix coefficients, as exponential solvers see it.
+
+    Its drift is :math:`Ax + b - \tfrac12(1+\eta^2)LL^\top s(x, t)` and its noise :math:`\eta L`. The process ``sde`` gives
+    ``coefficients(t)`` = (A, b, L) and ``scales(t)``, whose ``kernel`` has :math:`\Phi`, c and C, as operators on blocks;
+    ``split(x)`` and ``join(y, shape)`` take states apart and together.
+    """
+
+    sde: Any  # an AffineSDE
+    score: Any  # a Score
+
+    @abstractmethod
+    def eta(self, t: Time) -> Tensor:
+        r"""The stochasticity :math:`\eta(t)`."""
 
 
 def halves(x: Tensor) -> tuple[Tensor, Tensor]:

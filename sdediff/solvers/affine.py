@@ -176,7 +176,5 @@ class ExactTransition(Solver):
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """The transitions of all steps at once."""
         assert isinstance(process, Linear)
-        kernel = process.transition(grid[:-1], grid[1:])
-        check_coefficients(process, grid, kernel.scale, kernel.variance)
-        nodes, scale, std = grid.tolist(), kernel.scale.tolist(), kernel.variance.sqrt().tolist()
-        return lambda k, x: torch.mul(x, scale[k]).add_(noise.unit(nodes[k], nodes[k + 1]), alpha=std[k])
+        steps, nodes = process.steps(grid), grid.tolist()
+        return lambda k, x: steps[k](x, noise.unit(nodes[k], nodes[k + 1]))
