@@ -7,10 +7,12 @@ from .data import Standardisation
 from .diffusion import Dense, Diagonal
 from .errors import NonFiniteError, SolveError
 from .exact import ExactScore
+from .fokker_planck import Cells, FokkerPlanck, GridDensity, GridLaw
 from .keyed import Keyed, PerSample
 from .langevin import Chains, Overdamped, Phase, Underdamped, mala
 from .likelihood import elbo, log_prob
 from .linear import LinearSDE
+from .nonlinear import CIR, GeometricBrownianMotion, Jacobi, KernelScore
 from .predictions import (
     DataPrediction,
     FlowPrediction,
@@ -79,6 +81,7 @@ from .thresholded import Thresholded
 __version__ = "0.1.0"
 __all__ = [
     "BAOAB",
+    "CIR",
     "DDIM",
     "DEIS",
     "EDM",
@@ -100,6 +103,7 @@ __all__ = [
     "Antithetic",
     "BogackiShampine",
     "BrownianPath",
+    "Cells",
     "Chains",
     "Checkpointed",
     "ClassifierFree",
@@ -124,8 +128,14 @@ __all__ = [
     "ExponentialMultistep",
     "ExponentialSingleStep",
     "FlowPrediction",
+    "FokkerPlanck",
     "FunctionScore",
+    "GeometricBrownianMotion",
+    "GridDensity",
+    "GridLaw",
     "Heun",
+    "Jacobi",
+    "KernelScore",
     "Keyed",
     "Langevin",
     "LinearSDE",

@@ -4,6 +4,7 @@ from .checkpoint import Checkpoint, from_pretrained, load, save, save_pretrained
 from .draws import Draws, KeyedDraws
 from .ema import averaged
 from .examine import Examined
+from .implicit import ImplicitLoss, Paths, ScoreNetwork, SlicedLoss
 from .losses import DenoisingLoss, Loss
 from .pairing import OptimalTransport, Pairing
 from .plan import Plan
@@ -22,6 +23,7 @@ __all__ = [
     "Draws",
     "Examined",
     "Fit",
+    "ImplicitLoss",
     "Importance",
     "InverseSquareRoot",
     "JSONLines",
@@ -35,10 +37,13 @@ __all__ = [
     "NoiseError",
     "OptimalTransport",
     "Pairing",
+    "Paths",
     "Plan",
     "Recorder",
     "Schedule",
+    "ScoreNetwork",
     "Simple",
+    "SlicedLoss",
     "TensorBoard",
     "Times",
     "Trackio",
