@@ -63,11 +63,11 @@ class ExponentialMultistep(Solver):
         self.corrector, self.corrector_order = corrector, corrector_order or order
         self.lower_final = lower_final
         self.stochasticity = None if stochasticity is None else check_coefficient(stochasticity, "stochasticity")
-        # With noise: measured for one and two predictions without corrector, not claimed for the rest.
-        plain = corrector is None and isinstance(self.prediction, HeldData)
+        plain = order == 1 and corrector is None
+        # With noise a step knows the increment of its Brownian path and nothing else of it, which is what limits both.
         self.orders = Orders(
-            strong_additive=1.0 if order == 1 and corrector is None else None,
-            weak={1: 1.0, 2: 2.0}.get(order) if plain else None,
+            strong_additive=1.0,
+            weak=1.0 if plain else 2.0,
             ode=float(order if corrector is None else self.corrector_order + 1),
         )
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from ...grids import linear_schedule
 from ...sde import Coefficient, Semilinear
-from ..base import Orders
 from .kernel import HeldNoise
 from .multistep import ExponentialMultistep
 from .rules import Adams, Midpoint, Polynomial, Published3M, UniPC, Variable, in_log_snr, in_power, in_time
@@ -126,7 +127,7 @@ class DPMSolverPP3M(ExponentialMultistep):
     def __init__(self, *, published: bool = False, lower_final: bool = False):
         super().__init__(3, rule=Published3M() if published else Polynomial(), lower_final=lower_final)
         if published:
-            self.orders = Orders(ode=2.0)
+            self.orders = replace(self.orders, ode=2.0)
 
 
 class DEIS(ExponentialMultistep):
@@ -153,7 +154,7 @@ class IPNDM(ExponentialMultistep):
 
     def __init__(self, order: int = 4):
         super().__init__(order, prediction=HeldNoise(), rule=Adams())
-        self.orders = Orders(ode=float(min(order, 2)))
+        self.orders = replace(self.orders, ode=float(min(order, 2)))
 
 
 class UniPCSolver(ExponentialMultistep):

@@ -46,7 +46,7 @@ class ExponentialSingleStep(Solver):
     ):
         self.stages, self.last = [(r, list(uses)) for r, uses in stages], list(last)
         self.prediction, self.rule = prediction or HeldData(), rule or Polynomial()
-        self.orders = Orders(strong_additive=1.0, ode=float(order))
+        self.orders = Orders(strong_additive=1.0, weak=float(min(order, 2)), ode=float(order))
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """The weights of every stage of every step at once."""
