@@ -249,9 +249,8 @@ class Trainer:
         if self.workers.count == 1:
             return objective
         device = self.parameters[0].device
-        return nn.parallel.DistributedDataParallel(
-            objective, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        ids = [device] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(objective, device_ids=ids)  # it also sends out the first one's weights
 
     # ---- the folder -----------------------------------------------------------------------------------------------
 
@@ -294,7 +293,7 @@ class Trainer:
         tensors = {f"weights.{name}": value for name, value in self.score.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in mean.state_dict().items()}
         tensors |= optimiser_tensors(self.optimiser)
-        tensors |= {"losses": torch.tensor(self.losses).double(), "since": torch.tensor(self._since).double()}
+        tensors |= {"losses": _exact(self.losses), "since": _exact(self._since)}
         numbers = {
             "seconds": time.perf_counter() - self.started,
             "scaler": self.scaler.state_dict(),
@@ -355,10 +354,14 @@ def _checked_loss(score: Any, loss: Loss | None) -> Loss:
     if not any(p.requires_grad for p in score.parameters()):
         raise ValueError("No parameter of this score requires a gradient: there is nothing to train.")
     if loss is None:
-        return DenoisingLoss(score)
+        return DenoisingLoss(score)  # type: ignore[arg-type]
     if loss.score is not score:
         raise ValueError("loss is that of another score: build it as DenoisingLoss(score, ...) with the score given.")
     return loss
+
+
+def _exact(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _diverged(step: int, value: float, norm: float, losses: list[float]) -> str:
