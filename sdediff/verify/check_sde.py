@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ..densities import Density, Mixture, as_density
-from ..linear import LinearSDE
-from ..sde import SDE
+from ..sde import SDE, Linear, derived
 from .attempt import attempt, told
 from .budget import FEWEST, affordable, check_budget
 from .contract import Probe, contract
@@ -47,8 +46,8 @@ def check_sde(
     form of the time, differentiable in x by autograd, and for each sample what they are for it alone.
 
     **Mathematics**, in float64: a kernel against the moment equations of f and g, from x_0 at t = 0; its schedule, transition
-    and prior against it; :math:`\nabla\cdot(GG^\top)` against differences; the Fokker-Planck equation of the law, and those of the
-    reversals and the flow, pointwise.
+    and prior against it; :math:`\nabla\cdot(GG^\top)` against differences; the Fokker-Planck equations of the law, of the
+    reversals and of the flow, pointwise.
 
     **Particles**: forward against the kernel; the reverse SDE and the flow from the exact law to the exact law. Without a
     kernel: convergence as the step is halved, and the Langevin identity.
@@ -117,10 +116,15 @@ class Case:
     @cached_property
     def linear(self) -> Any:
         """The process with a kernel: itself, or what is derived from its f and g; None, and a reason, where there is none."""
-        if callable(getattr(self.sde, "perturb", None)):
+        if isinstance(self.sde, Linear) or type(self.sde).perturb is not SDE.perturb:
             return self.sde
-        self.unchecked.append(f"kernel, schedule and law at t > 0: {type(self.sde).__name__} has no Gaussian kernel.")
-        return None
+        try:
+            return derived(self.sde, self.event_shape)
+        except Exception as error:
+            self.unchecked.append(
+                f"kernel, and the law at t > 0: x_t given x_0 is not known to be Gaussian. {told(error)}"
+            )
+            return None
 
     @cached_property
     def kernel(self) -> Kernel | None:
@@ -165,9 +169,15 @@ class Case:
     def law(self) -> Law:
         """The law at every t where it has a closed form, else a smooth density taken at one time."""
         closed = type(self.density).diffused is not Density.diffused
-        if isinstance(self.linear, LinearSDE):
-            return Diffused(self.linear, self.density if closed else default_density(self.event_shape))
-        return Fixed(self.density)
+        if self.linear is None:
+            return Fixed(self.density)
+        try:
+            law = Diffused(self.linear, self.density if closed else default_density(self.event_shape))
+            law.log_prob(self.start(2, torch.Generator().manual_seed(0)), self.times[0])
+            return law
+        except Exception as error:
+            self.unchecked.append(f"the law at t > 0, and reversals by particles: {told(error)}")
+            return Fixed(self.density)
 
     @property
     def setting(self) -> str:

@@ -163,8 +163,8 @@ def _deterministic(what: str, probe: Probe, seed: int) -> Row:
             if not torch.equal(once.detach(), again):
                 return fact_row(
                     what,
-                    f"{name} at t = {t:.4g} gives another value the second time, off by {float((once - again).abs().max()):.2g}: "
-                    "it draws random numbers (dropout?) or keeps a state.",
+                    f"{name} at t = {t:.4g} gives another value the second time, off by "
+                    f"{float((once - again).abs().max()):.2g}: it draws random numbers (dropout?) or keeps a state.",
                 )
     return fact_row(what)
 
@@ -192,7 +192,7 @@ def _single(what: str, probe: Probe, seed: int) -> Row:
 
 
 def _differentiable(what: str, probe: Probe, seed: int) -> Row:
-    """The derivative of w·f along v by autograd and by differences. v is in proportion to x: a state that must be positive stays so."""
+    """The derivative of w·f along v by autograd and by differences, v in proportion to x: what must be positive stays so."""
     x, generator = probe.states(seed), torch.Generator().manual_seed(seed + 2)
     w, z = (torch.randn(x.shape, generator=generator, dtype=torch.float64) for _ in range(2))
     v, worst, where = x * z, 0.0, ""
@@ -210,8 +210,8 @@ def _differentiable(what: str, probe: Probe, seed: int) -> Row:
                 worst, where = (
                     error,
                     (
-                        f"{name} at t = {t:.4g}: autograd says {float(claimed):.4g}, differences {float(seen):.4g}. Keep x in the "
-                        "graph: no detach, .item(), no_grad or NumPy on the way."
+                        f"{name} at t = {t:.4g}: autograd says {float(claimed):.4g}, differences {float(seen):.4g}. Keep x in "
+                        "the graph: no detach, .item(), no_grad or NumPy on the way."
                     ),
                 )
     return exact_row(what, worst, _GRADIENT, where)

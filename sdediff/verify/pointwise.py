@@ -9,7 +9,7 @@ from ..sde import SDE, ScoreLike
 from .attempt import attempt
 from .laws import Law, law_of
 from .operator import residual
-from .report import Report, exact_row
+from .report import Report, Row, exact_row
 from .reversal import POINTS, POINTWISE, Scene
 
 
@@ -40,7 +40,7 @@ def fokker_planck(
     scene = Scene(sde, law, lambda t: points)
     score = law.score if score is None else score
     rate = scene.rate(t) if law.moves else torch.zeros(1, len(points), dtype=torch.float64)
-    rows = []
+    rows: tuple[Row, ...] = ()
     for what, sign, make in (
         ("L*p = ∂p/∂t, the process", 1, lambda: sde),
         ("L*p = -∂p/∂t, reverse SDE", -1, lambda: sde.reverse(score)),

@@ -1,9 +1,10 @@
-"""What a linear process says of itself in several ways: alpha, sigma, log_snr, time_of, marginal, perturb, transition, prior."""
+"""What a linear process says of itself in several ways: alpha, sigma, log_snr, marginal, perturb, transition, prior."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def _single(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
 def _composition(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
     """x_0 to s to t is x_0 to t, for neighbouring times."""
     worst, where = 0.0, ""
-    for s, t in zip(times[:-1], times[1:], strict=True):
+    for s, t in pairwise(times):
         step, first, both = transition_moments(sde, s, t, kernel), kernel.at(s), kernel.at(t)
         pairs = {
             "map": (step.map @ first.map, both.map),
