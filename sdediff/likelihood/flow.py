@@ -47,6 +47,7 @@ class WithDivergence(ODE):
     def __init__(self, flow: SDE, event_shape: tuple[int, ...], divergence: Divergence, probes: Tensor):
         self.flow, self.event_shape, self.divergence, self.probes = flow, event_shape, divergence, probes
         self.t_min, self.t_max = flow.t_min, flow.t_max
+        self.sde = getattr(flow, "sde", flow)  # whose clock a grid in the noise level reads
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """Velocity and divergence."""
