@@ -259,7 +259,7 @@ def test_train_writes_what_it_did(trained: Path) -> None:
     assert sum(losses[-50:]) < 0.8 * sum(losses[:50])
     assert about["loss"] == pytest.approx(sum(losses[-100:]) / 100, rel=1e-5)
     assert (trained / "run/loss.png").read_bytes().startswith(b"\x89PNG")
-    kept = sd.training.load(trained / "run/checkpoint.safetensors")
+    kept = sd.training.load(trained / "run/model.safetensors")
     assert isinstance(kept.score, sd.VelocityPrediction) and isinstance(kept.score.sde, sd.VP)
     assert kept.standardisation is not None
     assert kept.standardisation.mean.tolist() == pytest.approx([100, -2], abs=0.3)
@@ -278,7 +278,7 @@ def test_samples_come_back_in_the_users_units(trained: Path, solver: str, capsys
 
 
 def test_a_label_is_obeyed_and_guidance_costs_twice(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = ["sample", "-c", str(trained / "run/checkpoint.safetensors"), "--n", "200", "-s", "Heun", "--steps", "15"]
+    base = ["sample", "-c", str(trained / "run/model.safetensors"), "--n", "200", "-s", "Heun", "--steps", "15"]
     for label, centre in ((0, [95, -3]), (1, [105, -1])):
         assert main([*base, "--label", str(label), "--out", f"{label}.npy"]) == 0
         assert np.load(f"{label}.npy").mean(0) == pytest.approx(centre, abs=1.2)
@@ -312,8 +312,10 @@ def test_images_keep_their_shape_and_a_constant_pixel_its_value(capsys: pytest.C
     )  # f and g are infinite at the noise end of CosineVP
     assert np.load("samples.npy").shape == (7, 1, 3, 5)
     own = [*words.split(), "--own-scales"]
-    assert main(own) == 0
-    assert sd.training.load("run/checkpoint.safetensors").standardisation.mean.shape == (1, 3, 5)
+    assert main(own) == 2
+    assert "Another training was begun in run: data was" in capsys.readouterr().err
+    assert main([*own, "--out", "own"]) == 0
+    assert sd.training.load("own/model.safetensors").standardisation.mean.shape == (1, 3, 5)
 
 
 def test_ctrl_c_keeps_what_training_reached(
@@ -324,7 +326,7 @@ def test_ctrl_c_keeps_what_training_reached(
             raise KeyboardInterrupt
 
     np.save("data.npy", np.random.default_rng(0).normal(size=(30, 2)))
-    monkeypatch.setattr(train_command, "fit", partial(train_command.fit, callback=interrupt, progress=False))
+    monkeypatch.setattr(train_command, "Trainer", partial(train_command.Trainer, callback=interrupt, progress=False))
     assert main(["train", "--data", "data.npy", "--out", "run", "--steps", "50", "--width", "4", "--depth", "1"]) == 130
     assert capsys.readouterr().err == "sdediff: stopped.\n"
     assert json.loads(Path("run/train.json").read_text())["steps"] == 4
@@ -415,7 +417,7 @@ WRONG = [
     (f"{_TRAIN} --data good.npy --labels negative.npy", "class numbers"),
     (f"{_TRAIN} --data good.npy --labels fraction.npy", "class numbers"),
     (f"{_TRAIN} --data good.npy --prediction Noise", "NoisePrediction"),
-    (f"{_TRAIN} --data good.npy --prediction Preconditioned", "sigma_data"),
+    (f"{_TRAIN} --data good.npy --prediction Preconditioned(sigma_data=-1)", "sigma_data"),
     (f"{_TRAIN} --data good.npy --prediction NoisePrediction(net=3)", "NoisePrediction"),
     (f"{_TRAIN} --data good.npy --weighting Heavy", "no weighting"),
     (f"{_TRAIN} --data good.npy --lr 0", "lr"),
@@ -454,7 +456,7 @@ def test_wrong_input_gives_one_clear_line(
     assert seen.err.count("\n") == 1, seen.err
     assert said in seen.err
     assert "Traceback" not in seen.err + seen.out
-    assert not Path("run/checkpoint.safetensors").exists()
+    assert not Path("run/model.safetensors").exists()
 
 
 def _raising(error: BaseException):  # type: ignore[no-untyped-def]
@@ -480,7 +482,7 @@ def test_what_nobody_foresaw_is_one_line_too(
     error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _bad_files()
-    monkeypatch.setattr(train_command, "fit", _raising(error))
+    monkeypatch.setattr(train_command, "Trainer", _raising(error))
     assert main(f"{_TRAIN} --data good.npy".split()) == code
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and said in err and "Traceback" not in err
@@ -488,7 +490,7 @@ def test_what_nobody_foresaw_is_one_line_too(
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     _bad_files()
-    monkeypatch.setattr(train_command, "fit", _raising(KeyError("lost")))
+    monkeypatch.setattr(train_command, "Trainer", _raising(KeyError("lost")))
     with pytest.raises(KeyError, match="lost"):
         main(f"{_TRAIN} --data good.npy --debug".split())
 
@@ -516,7 +518,7 @@ def test_the_examples_of_the_help_are_understood(
     class Begun(Exception):
         pass
 
-    for place in ("compare.compare", "verify.verify.langevin_identity", "train.fit", "sample.sample", "demo.run"):
+    for place in ("compare.compare", "verify.verify.langevin_identity", "train.Trainer", "sample.sample", "demo.run"):
         monkeypatch.setattr(f"sdediff.cli.{place}", _raising(Begun()))
     for name in ("data", "images", "labels", "mine"):
         Path(f"{name}.npy").write_bytes((trained / f"{'labels' if name == 'labels' else 'data'}.npy").read_bytes())

@@ -161,19 +161,16 @@ def test_half_a_launcher_is_told(monkeypatch):
 # ---- the command line ----------------------------------------------------------------------------------------------------
 
 
+_ACCELERATE = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "PORT"],
-    "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-                   "--dynamo_backend", "no", "--main_process_port", "PORT"],
-}  # fmt: skip
+    "torchrun": "torch.distributed.run --nproc-per-node 2 --master-port PORT -m",
+    "accelerate": f"{_ACCELERATE} --main_process_port PORT --module",
+}
 
 
 def command(launcher, words, folder):
-    launched = [str(port()) if word == "PORT" else word for word in LAUNCHERS.get(launcher, ())]
-    launched = ["-m", *launched] if launched else []
-    whole = [sys.executable, *launched, "-m", "sdediff", *words.split()]
-    if launcher == "accelerate":
-        whole = [sys.executable, *launched, "--module", "sdediff", *words.split()]
+    launch = LAUNCHERS[launcher].replace("PORT", str(port())).split() if launcher else []
+    whole = [sys.executable, "-m", *launch, "sdediff", *words.split()]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(whole, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -184,7 +181,7 @@ def command(launcher, words, folder):
 def test_the_launchers_train_and_sample(launcher, tmp_path):
     np.save(tmp_path / "data.npy", DATA.numpy())
     training = "train --data data.npy --steps 20 --batch-size 32 --width 8 --depth 1 --out"
-    sampling = "sample --n 33 --steps 5 --checkpoint"
+    sampling = "sample -n 33 --steps 5 --checkpoint"
     command(launcher, f"{training} two", tmp_path)
     said = command(launcher, f"{sampling} two --out two.npy", tmp_path)
     assert said.count("33 samples") == 1  # the first worker speaks for all

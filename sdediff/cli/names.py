@@ -20,12 +20,14 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from .. import densities, predictions, processes, solvers
+from .. import densities, networks, predictions, processes, solvers
 from ..densities import Density
 from ..linear import LinearSDE
+from ..networks import Network
 from ..predictions import NetworkScore
 from ..solvers import Method
-from ..training import weightings
+from ..training import Times, weightings
+from ..training import times as laws
 
 T = TypeVar("T")
 Constructor = Callable[..., Any]
@@ -59,6 +61,8 @@ class Kind(Generic[T]):
     @property
     def plural(self) -> str:
         """The noun for a list of them."""
+        if " of " in self.noun:
+            return self.noun.replace(" of ", "s of ", 1)
         return (
             f"{self.noun[:-1]}ies"
             if self.noun.endswith("y")
@@ -95,7 +99,7 @@ class Kind(Generic[T]):
         self._check(_name(call))
         constructor, positional, named = _arguments(call, text, _public(self.module))
         _bind(_name(call), constructor, [*first, *positional], named)
-        return lambda *given: constructor(*given, *positional, **named)
+        return lambda *given, **more: constructor(*given, *positional, **named, **more)
 
     def _check(self, name: str) -> None:
         known = self.constructors()
@@ -108,6 +112,8 @@ PROCESS = Kind("process", LinearSDE, processes)
 SOLVER = Kind("solver", Method, solvers)
 PREDICTION = Kind("prediction", NetworkScore, predictions)
 WEIGHTING: Kind[Any] = Kind("weighting", object, weightings)
+TIMES = Kind("law of times", Times, laws)  # type: ignore[type-abstract]
+NETWORK = Kind("network", Network, networks)
 
 
 @cache

@@ -7,17 +7,21 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
 
+from ..gaussian import Gaussian
+from ..keyed import Keyed
+from ..noise import Noise
 from ..predictions import NetworkScore
 from ..sample import sample
 from ..score import ClassifierFree, Score
 from ..solvers import Integrator, Method
-from ..suited import process_for, start, start_time
-from ..training import load
+from ..suited import process_for, start_time
+from ..training import Checkpoint, from_pretrained, load, newest_checkpoint
+from ..workers import Workers
 from .files import output_file, write_array
 from .names import SOLVER
 from .options import Device, Eta, Seed, device
-from .train import CHECKPOINT
 
 
 def command(
@@ -27,14 +31,14 @@ def command(
             "--checkpoint",
             "-c",
             metavar="RUN",
-            help="The folder that train wrote, or the file in it.",
+            help="The folder that train wrote, a pretrained one, or a file of a score.",
             show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.npy", help="The file to write.")] = Path(
         "samples.npy"
     ),
-    n: Annotated[int, typer.Option("--n", min=1, metavar="INT", help="How many samples.")] = 1000,
+    n: Annotated[int, typer.Option("--n", "-n", min=1, metavar="INT", help="How many samples.")] = 1000,
     solver: Annotated[str, typer.Option("--solver", "-s", metavar="SOLVER", help="How to solve.")] = "EulerMaruyama",
     steps: Annotated[
         int | None,
@@ -58,8 +62,9 @@ def command(
 ) -> None:
     """Sample a trained score.
 
-    The samples are un-standardised: they have the units and the shape of the data that train was given. Ctrl-C keeps the
-    batches that are finished.
+    The samples are un-standardised: they have the units and the shape of the data that train was given. Sample i depends on
+    the seed and on i alone, so several processes share the work and write the same set: torchrun --nproc-per-node 2 -m
+    sdediff sample ... Ctrl-C keeps the batches that are finished.
 
     \b
     Examples:
@@ -67,28 +72,57 @@ def command(
       sdediff sample -c run -s "Scipy('RK45')" --out flow.npy
       sdediff sample -c run --label 1 --guidance 2 -s DPMSolverPP2M --eta 0 --steps 20
     """
-    method, where = SOLVER.parse(solver), device(dev)
+    workers = Workers.found()
+    method, where = SOLVER.parse(solver), device(workers.device(dev))
     out = output_file(out, ".npy")
-    kept = load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint, device=where)
+    kept = _read(checkpoint, where)
     score = _conditional(kept.score, label, guidance)
-    sde = kept.score.sde
-    process = process_for(method, sde, score, eta)
-    states = start(sde, n, tuple(kept.score.event_shape or ()), std=1.0, seed=seed).to(where)
+    first, last = workers.share(n)
+    _check_shared(workers, method, n)
+    noise, m = Keyed(seed).rows(first, last), last - first
     solution = sample(
-        process, n, solver=method, steps=_steps(method, steps), batch_size=min(n, batch_size), seed=seed + 1, progress=True,
-        t0=start_time(sde), x=states, cond=None if label is None else torch.full((n,), label, device=where),
+        process_for(method, kept.score.sde, score, eta), m, solver=method, steps=_steps(method, steps),
+        batch_size=min(m, batch_size), noise=noise, progress=workers.rank == 0, t0=start_time(kept.score.sde),
+        x=_start(kept, noise, m, where), cond=None if label is None else torch.full((m,), label, device=where),
     )  # fmt: skip
-    x = solution.x if kept.standardisation is None else kept.standardisation.undo(solution.x)
-    write_array(out, x)
-    stats = solution.stats
-    nfe = float(torch.as_tensor(stats["nfe"]).double().mean())
-    typer.echo(
-        f"{len(x):,} samples of shape {tuple(x.shape[1:])} in {stats['seconds']:.1f} s, {nfe:.4g} score evaluations each; "
-        f"mean {float(x.mean()):.4g}, standard deviation {float(x.std()):.4g}. Written: {out}"
-    )
-    if stats.get("interrupted"):
-        typer.echo(f"Stopped: {len(x):,} of {n:,} samples were finished.")
+    x = workers.gathered(solution.x if kept.standardisation is None else kept.standardisation.undo(solution.x))
+    if x is not None:
+        write_array(out, x)
+        stats = solution.stats
+        nfe = float(torch.as_tensor(stats["nfe"]).double().mean())
+        typer.echo(
+            f"{len(x):,} samples of shape {tuple(x.shape[1:])} in {stats['seconds']:.1f} s, {nfe:.4g} score evaluations "
+            f"each; mean {float(x.mean()):.4g}, standard deviation {float(x.std()):.4g}. Written: {out}"
+        )
+    if solution.stats.get("interrupted"):
+        typer.echo(f"Stopped: {len(solution.x):,} of {m:,} samples were finished.")
         raise typer.Exit(130)
+
+
+def _read(path: Path, where: torch.device) -> Checkpoint:
+    """A score from a file, from a pretrained folder, or from a training that is not at its end."""
+    if not path.is_dir():
+        return load(path, device=where)
+    newest = None if (path / "config.json").is_file() else newest_checkpoint(path)
+    return from_pretrained(path if newest is None else newest, device=where)
+
+
+def _start(kept: Checkpoint, noise: Noise, n: int, where: torch.device) -> Tensor:
+    """Starting states in the law that data of mean 0 and the training data's standard deviation have there."""
+    sde, std = kept.score.sde, 1.0 if kept.scales is None else kept.scales.sigma_data
+    t, event = start_time(sde), tuple(kept.score.event_shape or ())
+    law = Gaussian(torch.zeros(()), torch.hypot(std * sde.alpha(t), sde.sigma(t)), event)
+    return law.from_noise(noise.initial((n, *event), where, kept.score.dtype or torch.float32))
+
+
+def _check_shared(workers: Workers, method: Method, n: int) -> None:
+    if workers.count > 1 and method.couples_samples:
+        raise ValueError(
+            f"{type(method).__name__} couples the samples of a batch, so {workers.count} workers would not make the set of "
+            "one: use a fixed-step solver, or one worker."
+        )
+    if n < workers.count:
+        raise ValueError(f"--n {n} samples cannot be shared by {workers.count} workers.")
 
 
 def _steps(method: Method, steps: int | None) -> int | None:

@@ -10,6 +10,7 @@ from .pairing import OptimalTransport, Pairing
 from .plan import Plan
 from .recorders import JSONLines, Recorder, TensorBoard, Trackio
 from .schedules import Constant, Cosine, InverseSquareRoot, Linear, Schedule
+from .state import newest_checkpoint
 from .times import Importance, LogNormal, Times, Uniform
 from .trainer import Fit, Trainer, TrainingError, fit
 from .weightings import DataError, Karras, Likelihood, MinSNR, NoiseError, Simple, Weighting
@@ -55,6 +56,7 @@ __all__ = [
     "fit",
     "from_pretrained",
     "load",
+    "newest_checkpoint",
     "save",
     "save_pretrained",
 ]

@@ -69,7 +69,9 @@ def save(
     if standardisation is not None:
         tensors |= {"standardisation.mean": standardisation.mean, "standardisation.std": standardisation.std}
     if scales is not None:
-        tensors |= {f"scales.{name}": torch.tensor(value, dtype=torch.float64) for name, value in asdict(scales).items()}
+        tensors |= {
+            f"scales.{name}": torch.tensor(value, dtype=torch.float64) for name, value in asdict(scales).items()
+        }
     write_tensors(path, "score", describe(score), tensors)
 
 

@@ -250,7 +250,9 @@ class Trainer:
             return objective
         device = self.parameters[0].device
         ids = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(objective, device_ids=ids)  # it also sends out the first one's weights
+        return nn.parallel.DistributedDataParallel(
+            objective, device_ids=ids
+        )  # it also sends out the first one's weights
 
     # ---- the folder -----------------------------------------------------------------------------------------------
 
