@@ -18,24 +18,41 @@ from torch.autograd.function import once_differentiable
 
 
 def log_bessel(nu: float, z: Tensor) -> Tensor:
-    """log I_ν(z), elementwise, once differentiable in z."""
+    """log I_ν(z), elementwise, twice differentiable in z."""
     return _LogBessel.apply(z, float(nu))  # type: ignore[no-any-return]
 
 
 class _LogBessel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, nu: float) -> Tensor:
-        value = _log_bessel(nu, z.detach().numpy())
-        above = _log_bessel(nu + 1, z.detach().numpy())
+        ctx.nu = nu
+        ctx.save_for_backward(z)
+        return torch.from_numpy(_log_bessel(nu, z.detach().numpy()))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        return grad * _Slope.apply(z, ctx.nu), None
+
+
+class _Slope(torch.autograd.Function):
+    """The derivative of log I_ν. (As a function of its own: what is saved for a backward has no derivative.)"""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, nu: float) -> Tensor:
+        at = z.detach().numpy()
         # I' = I_{ν+1} + (ν/z) I
-        ctx.save_for_backward(torch.from_numpy(np.exp(above - value) + nu / z.detach().numpy()))
-        return torch.from_numpy(value)
+        slope = torch.from_numpy(np.exp(_log_bessel(nu + 1, at) - _log_bessel(nu, at)) + nu / at)
+        ctx.nu = nu
+        ctx.save_for_backward(z, slope)
+        return slope
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        return grad * slope, None
+        """By Bessel's equation, I'' + I'/z - (1 + ν²/z²) I = 0."""
+        z, slope = ctx.saved_tensors
+        return grad * (1 + (ctx.nu / z) ** 2 - slope / z - slope**2), None
 
 
 def _log_bessel(nu: float, z: np.ndarray) -> np.ndarray:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..densities import Density, Mixture, as_density
+from ..nonlinear import KernelSDE
 from ..sde import SDE, Linear, derived
 from .attempt import attempt, told
 from .budget import FEWEST, affordable, check_budget
 from .contract import Probe, contract
 from .identity import langevin_panel
-from .laws import Diffused, Fixed, Law
+from .laws import Diffused, Fixed, Law, Started
 from .moments import Kernel, kernel_rows
 from .operator import jacobian
 from .particles import Panel, backward_panel, convergence_panel, forward_panel, merged
@@ -26,6 +27,7 @@ from .reversal import LARGEST, POINTS, Scene, divergence_rows, law_row, reversal
 from .schedule import schedule_rows
 
 _INTERIOR = 5
+_STARTS = 8  # points from which a process with a kernel of another kind starts
 _SIGNAL, _NOISE = 4.0, -4.0  # log of signal over noise between which the interior times lie
 _FIRST, _LAST = -3.0, 1.5  # and between which reversals are run
 
@@ -57,7 +59,7 @@ def check_sde(
     Args:
         sde: a process with noise that runs forward; an ODE is checked as far as that goes.
         density: a law of x_0, which also shows where the states live. By default a mixture of three Gaussians.
-        event_shape: of one state, where there is no density; (2,) by default.
+        event_shape: of one sample of the data, where there is no density; (2,) by default.
         budget: seconds, by which the number of particles is chosen. The exact checks come first and take what they take.
         n: particles, instead of a budget: then the report is the same on every machine.
         seed: of all random numbers.
@@ -90,18 +92,25 @@ class Case:
 
     Args:
         sde: the process.
-        event_shape: of its states.
-        density: the law of x_0, float64.
+        density: the law of the data, float64.
         given: whether the user gave it.
     """
 
     sde: SDE
-    event_shape: tuple[int, ...]
     density: Density
     given: bool
 
     def __post_init__(self) -> None:
         self.unchecked: list[str] = []
+
+    @cached_property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of a state, which may be more than data: critically damped Langevin appends velocities."""
+        return tuple(self._lifted(torch.zeros(1, *self.density.event_shape, dtype=torch.float64)).shape[1:])
+
+    def _lifted(self, x0: Tensor) -> Tensor:
+        lift = getattr(self.sde, "lift", None)
+        return lift(x0) if callable(lift) else x0
 
     @property
     def size(self) -> int:
@@ -116,10 +125,12 @@ class Case:
     @cached_property
     def linear(self) -> Any:
         """The process with a kernel: itself, or what is derived from its f and g; None, and a reason, where there is none."""
+        if isinstance(self.sde, KernelSDE):
+            return None
         if isinstance(self.sde, Linear) or type(self.sde).perturb is not SDE.perturb:
             return self.sde
         try:
-            return derived(self.sde, self.event_shape)
+            return derived(self.sde, tuple(self.density.event_shape))
         except Exception as error:
             self.unchecked.append(
                 f"kernel, and the law at t > 0: x_t given x_0 is not known to be Gaussian. {told(error)}"
@@ -161,18 +172,28 @@ class Case:
         except Exception:
             return False
 
+    def data(self, n: int, generator: torch.Generator) -> Tensor:
+        """Samples of the data, as states."""
+        return self._lifted(self.density.sample(n, generator=generator))
+
     def start(self, n: int, generator: torch.Generator) -> Tensor:
-        """Samples of x_0."""
-        return self.density.sample(n, generator=generator)
+        """Samples of x_0: the data, with the noise that the process itself starts with, if any."""
+        x = self.data(n, generator)
+        if getattr(self.sde, "start_covariance", None) is None:
+            return x
+        return self.linear.perturb(x, 0.0, torch.randn(x.shape, generator=generator, dtype=torch.float64))
 
     @cached_property
     def law(self) -> Law:
         """The law at every t where it has a closed form, else a smooth density taken at one time."""
         closed = type(self.density).diffused is not Density.diffused
-        if self.linear is None:
+        if self.linear is None and not isinstance(self.sde, KernelSDE):
             return Fixed(self.density)
         try:
-            law = Diffused(self.linear, self.density if closed else default_density(self.event_shape))
+            if isinstance(self.sde, KernelSDE):
+                law: Law = Started(self.sde, self.data(_STARTS, torch.Generator().manual_seed(0)))
+            else:
+                law = Diffused(self.linear, self.density if closed else default_density(self.density.event_shape))
             law.log_prob(self.start(2, torch.Generator().manual_seed(0)), self.times[0])
             return law
         except Exception as error:
@@ -230,10 +251,10 @@ class Case:
         sde, panels = self.sde, []
         if self.kernel is None:
             panels.append(convergence_panel(sde, self._calm(seed), self.start))
-            if sde.direction == 1 and self.given:
+            if sde.direction == 1 and self.given and not isinstance(sde, KernelSDE):
                 panels.append(langevin_panel(sde, Fixed(self.density), 0.5 * self.horizon, seed))
             return panels
-        panels.append(forward_panel(sde, self.kernel, self.kernel.time_of(0.0, self.horizon), self.start))
+        panels.append(forward_panel(sde, self.kernel, self.kernel.time_of(0.0, self.horizon), self.data))
         if self.law.moves:
             score = self.law.score
             for name, process in (("reverse", sde.reverse(score)), ("flow", sde.probability_flow(score))):
@@ -280,12 +301,22 @@ def _case(sde: SDE, density: Density | None, event_shape: tuple[int, ...] | None
         law = as_density(density).to(torch.device("cpu"), torch.float64)
         if event_shape not in (None, tuple(law.event_shape)):
             raise ValueError(
-                f"event_shape = {event_shape}, but the density has states of shape {law.event_shape}: give one."
+                f"event_shape = {event_shape}, but the density has states of shape {law.event_shape}: give one of the two."
             )
-        return Case(sde, tuple(law.event_shape), law, True)
+        return Case(sde, law, True)
     known = getattr(sde, "event_shape", None) or getattr(getattr(sde, "score", None), "event_shape", None)
     shape = event_shape if event_shape is not None else tuple(known) if known else (2,)
-    return Case(sde, shape, default_density(shape), False)
+    return Case(sde, _settled(sde, shape) or default_density(shape), False)
+
+
+def _settled(sde: SDE, shape: tuple[int, ...]) -> Density | None:
+    """The invariant law of a process that says which it is: that shows where its states live."""
+    if not isinstance(sde, KernelSDE):
+        return None
+    try:
+        return as_density(sde.invariant(shape)).to(torch.device("cpu"), torch.float64)
+    except NotImplementedError:
+        return None
 
 
 def _by_particles(

@@ -75,11 +75,11 @@ def contract(probe: Probe, seed: int) -> tuple[Row, ...]:
         return called
     checks: dict[str, Callable[[str, Probe, int], Row]] = {
         "f, g: finite on the domain": _finite,
+        "f, g: the same value twice": _deterministic,
+        "f, g: x and t left as they were": _untouched,
         "f, g: each sample by itself": _independent,
         "f, g: each sample at its own time": _own_time,
         "f, g: t as number, (), (B,), (B, 1, …)": _forms_of_time,
-        "f, g: the same value twice": _deterministic,
-        "f, g: x and t left as they were": _untouched,
         "f, g: float32 beside float64": _single,
         "f, g: derivatives by autograd": _differentiable,
     }

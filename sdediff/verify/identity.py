@@ -194,13 +194,14 @@ def _rate_of_change(law: Law, x: Tensor, t: float) -> Tensor:
 def _pace(pair: _Pair, law: Law, t: float, seed: int) -> tuple[float, int]:
     """How long particles run, and in how many steps of the coarser chain.
 
-    The rate at a point is the norm of the Jacobian of the Langevin drift. Steps are short for all but the stiffest 1 % of
-    points, which would be unstable; the run lasts a relaxation time of the typical point if it takes no more than
-    ``_MOST_STEPS``.
+    The rate at a point is the norm of the Jacobian of a drift. Steps are short for the Langevin drift and for each half, in
+    which forces may be that cancel in the sum, at all but the stiffest 1 % of points, which would be unstable; the run lasts
+    a relaxation time of the typical point if it takes no more than ``_MOST_STEPS``.
     """
     x = law.sample(_POINTS, t, torch.Generator().manual_seed(seed))
-    rates = torch.linalg.matrix_norm(jacobian(pair.drift, x), 2)
-    typical, stiff = float(rates.median()), float(rates.quantile(0.99))
+    drifts = (pair.drift, pair.forward.drift, pair.backward.drift)
+    rates = [torch.linalg.matrix_norm(jacobian(drift, x), 2) for drift in drifts]
+    typical, stiff = float(rates[0].median()), max(float(rate.quantile(0.99)) for rate in rates)
     steps = min(_MOST_STEPS, math.ceil(_PER_RELAXATION * stiff / typical))
     return min(1 / typical, steps / (_PER_RELAXATION * stiff)), steps
 

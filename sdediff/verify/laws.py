@@ -10,6 +10,7 @@ from torch import Tensor
 from ..densities import Density, Mixture, as_density
 from ..exact import ExactScore
 from ..linear import LinearSDE
+from ..nonlinear import KernelScore, KernelSDE
 from ..sde import SDE, ScoreLike
 
 
@@ -121,6 +122,30 @@ class Diffused(Law):
         """The components of a mixture."""
         sde = self.exact.sde
         return _components(self.density, x, sde.alpha(t), sde.sigma(t))
+
+
+class Started(Law):
+    """What a process with a known kernel makes of a few points, by that kernel.
+
+    Args:
+        sde: the process.
+        points: where it starts, (K, *event).
+    """
+
+    def __init__(self, sde: KernelSDE, points: Tensor):
+        self.exact = KernelScore(sde, points)
+        self.event_shape, self.count = self.exact.event_shape, len(points)
+
+    def __str__(self) -> str:
+        return f"the kernel of {type(self.exact.process).__name__} from {self.count} points"
+
+    def log_prob(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """log p_t."""
+        return self.exact.log_prob(x, t)
+
+    def sample(self, n: int, t: float, generator: torch.Generator) -> Tensor:
+        """Exact samples."""
+        return self.exact.sample(n, t, generator=generator)
 
 
 class Fixed(Law):

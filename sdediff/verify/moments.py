@@ -15,13 +15,14 @@ Source: Särkkä and Solin 2019, https://doi.org/10.1017/9781108186735, section 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..blocks import act
 from ..sde import SDE
 from .attempt import attempt
 from .differences import slope
@@ -43,6 +44,18 @@ class Moments:
     covariance: Tensor  # (D, D)
 
 
+def read_off(kernel: Callable[[Tensor, Tensor], Tensor], event_shape: tuple[int, ...]) -> Moments:
+    """The moments of a kernel given as (x, noise) -> state: what it makes of unit vectors."""
+    size = math.prod(event_shape)
+    unit, nothing = torch.eye(size, dtype=torch.float64), torch.zeros(size, size, dtype=torch.float64)
+    x, noise = torch.cat([nothing[:1], unit, nothing]), torch.cat([nothing[:1], nothing, unit])
+    shape = (len(x), *event_shape)
+    moved = rows(kernel(x.reshape(shape), noise.reshape(shape))).detach().double()
+    shift, moved = moved[0], moved[1:] - moved[0]
+    root = moved[size:].T
+    return Moments(moved[:size].T, shift, root @ root.T)
+
+
 class Kernel:
     """The kernel of a process as its ``perturb(x0, t, noise)`` has it.
 
@@ -57,16 +70,7 @@ class Kernel:
 
     def at(self, t: float) -> Moments:
         """The moments at t."""
-        unit, nothing = (
-            torch.eye(self.size, dtype=torch.float64),
-            torch.zeros(self.size, self.size, dtype=torch.float64),
-        )
-        x0, noise = torch.cat([nothing[:1], unit, nothing]), torch.cat([nothing[:1], nothing, unit])
-        shape = (len(x0), *self.event_shape)
-        moved = rows(self.sde.perturb(x0.reshape(shape), t, noise.reshape(shape))).double()
-        shift, moved = moved[0], moved[1:] - moved[0]
-        root = moved[self.size :].T
-        return Moments(moved[: self.size].T, shift, root @ root.T)
+        return read_off(lambda x0, noise: self.sde.perturb(x0, t, noise), self.event_shape)
 
     def log_ratio(self, t: float) -> float:
         """log of signal over noise, both as total power: tr(MMᵀ)/tr(C)."""
@@ -130,9 +134,19 @@ def _affine(sde: SDE, event_shape: tuple[int, ...], times: Sequence[float], x: T
 def _start(kernel: Kernel) -> Row:
     start = kernel.at(0.0)
     off = (start.map - torch.eye(kernel.size, dtype=torch.float64)).abs().max() + start.shift.abs().max()
-    spread = float(start.covariance.diagonal().max())
-    detail = f"the kernel at t = 0 has map - I of size {float(off):.2g} and variance {spread:.2g}; both are 0."
-    return exact_row("kernel: x_0 at t = 0", float(off) + abs(spread), SAME, detail)
+    spread = (start.covariance - _noise_of_start(kernel)).abs().max()
+    detail = f"at t = 0 its map is off the identity by {float(off):.2g} and its covariance off by {float(spread):.2g}."
+    return exact_row("kernel: x_0 at t = 0", float(off) + float(spread), SAME, detail)
+
+
+def _noise_of_start(kernel: Kernel) -> Tensor:
+    """The covariance with which a process says that it starts: 0 but for those whose states are more than data."""
+    declared = getattr(kernel.sde, "start_covariance", None)
+    blocks = declared() if callable(declared) else None
+    units = torch.eye(kernel.size, dtype=torch.float64).reshape(-1, *kernel.event_shape)
+    if blocks is None:
+        return torch.zeros(kernel.size, kernel.size, dtype=torch.float64)
+    return rows(kernel.sde.join(act(blocks, kernel.sde.split(units)), units.shape)).T
 
 
 def _mean(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
@@ -167,7 +181,7 @@ def _covariance(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
 
 def relative(difference: Tensor, *beside: Tensor) -> float:
     """The largest entry of a difference relative to the largest of what it is the difference of; NaN stays NaN."""
-    size, scale = float(difference.abs().max()), max(float(v.abs().max()) for v in beside)
+    size, scale = (max(float(v.detach().abs().max()) for v in values) for values in ((difference,), beside))
     return size / scale if scale > 0 else size
 
 

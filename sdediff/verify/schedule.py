@@ -8,11 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..score import Schedule
 from .attempt import attempt
-from .moments import SAME, Kernel, Moments, relative
+from .moments import SAME, Kernel, Moments, read_off, relative
 from .operator import rows
 from .report import Row, exact_row
 
@@ -28,7 +27,7 @@ def schedule_rows(sde: Any, kernel: Kernel, times: Sequence[float]) -> Iterable[
         checks["schedule: alpha, sigma, log_snr, marginal agree"] = _agreement
         checks["schedule: time_of inverts log_snr"] = _inverse
         checks["schedule: float32 times beside float64"] = _single
-    if callable(getattr(sde, "transition", None)):
+    if callable(getattr(sde, "steps", None)):
         checks["transition: composes to the kernel"] = _composition
     if callable(getattr(sde, "prior", None)):
         checks["prior: the law of x_t at t_max"] = _prior
@@ -97,11 +96,8 @@ def _composition(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) ->
 
 def transition_moments(sde: Any, s: float, t: float, kernel: Kernel) -> Moments:
     """The kernel from s to t as matrices, whether it comes with numbers or with matrices."""
-    found, d = sde.transition(s, t), kernel.size
-    if isinstance(getattr(found, "scale", None), Tensor) and found.scale.numel() == 1 and hasattr(found, "variance"):
-        unit = torch.eye(d, dtype=torch.float64)
-        return Moments(found.scale * unit, torch.zeros(d, dtype=torch.float64), found.variance * unit)
-    raise TypeError(f"transition returned {type(found).__name__}, which has no scale and variance.")
+    (step,) = sde.steps(torch.tensor([s, t], dtype=torch.float64))
+    return read_off(step, kernel.event_shape)
 
 
 def _prior(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
