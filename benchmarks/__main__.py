@@ -1,4 +1,4 @@
-"""``python -m benchmarks [precision] [overhead] [scaling] [orders] [choices] [--quick]``: run, write JSON, render the page."""
+"""``python -m benchmarks [parts] [--quick]``: run, write JSON, render the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 from .measure import machine
 from .render import OUT, render
 
-PARTS = ("precision", "orders", "scaling", "overhead", "choices")
+PARTS = ("precision", "flows", "orders", "scaling", "overhead", "choices")
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ def render() -> Path:
     parts = [_HEAD, _machine(held["machine"])]
     for name, part in (
         ("precision", _precision),
+        ("flows", _flows),
         ("overhead", _overhead),
         ("scaling", _scaling),
         ("orders", _orders),
@@ -109,6 +110,54 @@ def _precision(data: dict[str, Any]) -> str:
         + "\n### Stochastic solvers\n\nη = 1, data N(1, ¼), between the same noise levels; exact, by linearity.\n\n"
         + noisy
     )
+
+
+def _flows(data: dict[str, Any]) -> str:
+    rows = data["rows"]
+    densities, processes = (list(dict.fromkeys(r[key] for r in rows)) for key in ("density", "process"))
+    for key, label, name in (("nfe", "evaluations", "flows"), ("seconds", "seconds", "flows-time")):
+        figure, axes = plt.subplots(
+            len(densities), len(processes), figsize=(12, 9), layout="constrained", squeeze=False, sharey="row"
+        )
+        handles: dict[str, Any] = {}
+        for i, density in enumerate(densities):
+            for j, process in enumerate(processes):
+                part = [r for r in rows if (r["density"], r["process"]) == (density, process)]
+                handles |= _curves(axes[i][j], part, key)
+                axes[i][j].set_title(f"{density}, {process}", fontsize=9)
+                axes[i][j].grid(alpha=0.3)
+        figure.supxlabel(label)
+        figure.supylabel("median error against the exact flow")
+        figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=8)
+        figure.savefig(OUT / f"{name}.png", dpi=90)
+        plt.close(figure)
+    head = ["density", "process", "library", "solver", "evaluations", "median", "milliseconds"]
+    body = []
+    for density in densities:
+        for process in processes:
+            near = [r for r in rows if (r["density"], r["process"]) == (density, process) and r["nfe"] <= 26]
+            best = {lib: min((r for r in near if r["library"] == lib), key=lambda r: r["median"], default=None)
+                    for lib in dict.fromkeys(r["library"] for r in rows)}  # fmt: skip
+            for r in filter(None, best.values()):
+                body.append([density, process, r["library"], r["solver"], r["nfe"], r["median"], 1000 * r["seconds"]])
+    return (
+        f"## Densities and processes\n\nFlows of {data['starts']} samples; fixed steps uniform in log SNR, the others by "
+        "tolerance (their evaluations are means over the samples).\n\n![flows](benchmarks/flows.png)\n\n"
+        "The same against time:\n\n![flows against time](benchmarks/flows-time.png)\n\n"
+        "The best of each library with at most 26 evaluations:\n\n" + _table(head, body)
+    )
+
+
+def _curves(axes: Any, rows: list[dict[str, Any]], key: str) -> dict[str, Any]:
+    """One line for each solver; ours solid, each solver of its own colour."""
+    names = list(dict.fromkeys((r["library"], r["solver"]) for r in rows))
+    handles = {}
+    for k, (library, solver) in enumerate(names):
+        points = sorted((r[key], r["median"]) for r in rows if (r["library"], r["solver"]) == (library, solver))
+        style = "o-" if library == "sdediff" else "s--"
+        colour = plt.get_cmap("tab20").colors[k]
+        (handles[f"{solver} ({library})"],) = axes.loglog(*zip(*points, strict=True), style, color=colour, ms=3, lw=1.2)
+    return handles
 
 
 def _overhead(data: dict[str, Any]) -> str:
