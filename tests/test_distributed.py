@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 import sdediff as sd
 from sdediff import training as tr
+from sdediff.cli.main import main
 from sdediff.workers import Workers
 
 pytestmark = pytest.mark.skipif(not (hasattr(os, "fork") and dist.is_available()), reason="needs fork and gloo")
@@ -161,7 +162,9 @@ def test_half_a_launcher_is_told(monkeypatch):
 # ---- the command line ----------------------------------------------------------------------------------------------------
 
 
-_ACCELERATE = "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+_ACCELERATE = (
+    "accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+)
 LAUNCHERS = {
     "torchrun": "torch.distributed.run --nproc-per-node 2 --master-port PORT -m",
     "accelerate": f"{_ACCELERATE} --main_process_port PORT --module",
@@ -177,15 +180,45 @@ def command(launcher, words, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.soak)])
+TRAIN = "train --data data.npy --steps 20 --batch-size 32 --width 8 --depth 1 --out"
+SAMPLE = "sample -n 33 --steps 5 --checkpoint"
+
+
+def by_command(folder):
+    os.chdir(folder)
+    assert main(f"{TRAIN} two".split()) == 0
+    Workers.found().wait()
+    assert main(f"{SAMPLE} two --out two.npy".split()) == 0
+
+
+def test_the_commands_share_their_work(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    np.save("data.npy", DATA.numpy())
+    together(by_command, 2, tmp_path)
+    assert capfd.readouterr().out.count("33 samples") == 1  # the first worker speaks for all
+    assert main(f"{TRAIN} one".split()) == 0 and main(f"{SAMPLE} two --out one.npy".split()) == 0
+    np.testing.assert_allclose(np.load("two.npy"), np.load("one.npy"), rtol=0, atol=1e-4)
+    one, two = (np.loadtxt(Path(run) / "loss.csv", delimiter=",", skiprows=1) for run in ("one", "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_solvers_that_couple_samples_are_refused_to_several(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("data.npy", DATA.numpy())
+    assert main(f"{TRAIN} one".split()) == 0
+    monkeypatch.setattr(Workers, "found", classmethod(lambda cls: cls(0, 2)))
+    assert main(["sample", "-c", "one", "--solver", "Scipy"]) == 2
+    assert "Scipy couples the samples of a batch, so 2 workers" in capsys.readouterr().err
+    assert main(["sample", "-c", "one", "--n", "1"]) == 2
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_launchers_train_and_sample(launcher, tmp_path):
     np.save(tmp_path / "data.npy", DATA.numpy())
-    training = "train --data data.npy --steps 20 --batch-size 32 --width 8 --depth 1 --out"
-    sampling = "sample -n 33 --steps 5 --checkpoint"
-    command(launcher, f"{training} two", tmp_path)
-    said = command(launcher, f"{sampling} two --out two.npy", tmp_path)
-    assert said.count("33 samples") == 1  # the first worker speaks for all
-    command(None, f"{sampling} two --out one.npy", tmp_path)
+    command(launcher, f"{TRAIN} two", tmp_path)
+    said = command(launcher, f"{SAMPLE} two --out two.npy", tmp_path)
+    assert said.count("33 samples") == 1
+    command(None, f"{SAMPLE} two --out one.npy", tmp_path)
     np.testing.assert_allclose(np.load(tmp_path / "two.npy"), np.load(tmp_path / "one.npy"), rtol=0, atol=1e-4)
-    losses = np.loadtxt(Path(tmp_path) / "two" / "loss.csv", delimiter=",", skiprows=1)
-    assert losses.shape == (20, 2)
+    assert np.loadtxt(tmp_path / "two" / "loss.csv", delimiter=",", skiprows=1).shape == (20, 2)
