@@ -72,7 +72,7 @@ def test_blocks_change_nothing(monkeypatch):
         return torch.tensor([m.energy_distance(x, y), m.mmd(x, y), m.kernel_stein_discrepancy(x, score)], dtype=F64)
 
     whole = panel()
-    monkeypatch.setattr(m, "_BLOCK", 100)
+    monkeypatch.setattr(m.pairs, "BLOCK", 100)
     assert torch.allclose(panel(), whole, rtol=1e-12)
 
 
