@@ -1,9 +1,12 @@
 """sdediff: write f and g, get everything else."""
 
 from . import ddpm, densities, grids, likelihood, metrics, networks, plot, training, verify
+from .affine import AffineSDE
 from .brownian import BrownianPath
 from .compare import Comparison, compare
+from .coupled import CLD, Blurring, CorrelatedOU
 from .data import Standardisation
+from .derived import NotAffineError, as_linear
 from .diffusion import Dense, Diagonal
 from .errors import NonFiniteError, SolveError
 from .exact import ExactScore
@@ -43,6 +46,7 @@ from .solvers import (
     Ancestral,
     BogackiShampine,
     Checkpointed,
+    CoupledMultistep,
     DormandPrince,
     DPMSolver1,
     DPMSolver2,
@@ -82,6 +86,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BAOAB",
     "CIR",
+    "CLD",
     "DDIM",
     "DEIS",
     "EDM",
@@ -99,8 +104,10 @@ __all__ = [
     "VE",
     "VP",
     "AdaptiveHeun",
+    "AffineSDE",
     "Ancestral",
     "Antithetic",
+    "Blurring",
     "BogackiShampine",
     "BrownianPath",
     "Cells",
@@ -108,7 +115,9 @@ __all__ = [
     "Checkpointed",
     "ClassifierFree",
     "Comparison",
+    "CorrelatedOU",
     "CosineVP",
+    "CoupledMultistep",
     "CustomVP",
     "DPMSolver1",
     "DPMSolver2",
@@ -143,6 +152,7 @@ __all__ = [
     "Milstein",
     "NoisePrediction",
     "NonFiniteError",
+    "NotAffineError",
     "Overdamped",
     "PerSample",
     "Phase",
@@ -172,6 +182,7 @@ __all__ = [
     "UniPCSolver",
     "VelocityPrediction",
     "Weak2",
+    "as_linear",
     "compare",
     "ddpm",
     "densities",

@@ -311,7 +311,7 @@ def _check_affine(probe: _Probe, times: Tensor) -> None:
     alone = probe.drift(u[:1], times)
     if not _small(alone - values[:, 21:22], alone):
         raise ValueError(
-            f"{type(probe.sde).__name__}.f gives a state another drift in another batch: reduce over the axes of an event alone."
+            f"{type(probe.sde).__name__}.f gives a state another drift in another batch: reduce over event axes alone."
         )
     _judge(probe, times, sums, "drift")
 

@@ -117,7 +117,7 @@ def test_the_mathematics_knows_no_numerics(name):
 
 
 # What a solver may know. `score` and `forms` are what a semilinear SDE hands out; `brownian` is noise; `checks`,
-# `counting` and `autodiff` know nothing themselves.
+# `counting`, `autodiff` and `blocks` know nothing themselves.
 KNOWABLE = {
     "sde",
     "diffusion",
@@ -130,6 +130,7 @@ KNOWABLE = {
     "checks",
     "counting",
     "autodiff",
+    "blocks",
 }
 
 

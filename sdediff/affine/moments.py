@@ -28,7 +28,7 @@ from ..blocks import act, gram, product
 _POINTS = 10
 _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_POINTS))
 _UNIT, _HALF = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS  # on [0, 1]
-_CHUNK = 2**22  # entries of A held at once
+_CHUNK = 2**22  # entries of matrices held at once
 
 TOLERANCE = 1e-11
 """The relative change that halving the panels may still make."""
@@ -171,19 +171,17 @@ class Moments:
 
     def _within(self, s: Tensor, t: Tensor) -> Kernel:
         """The kernels from s to t, both (N,), in the same panel."""
-        size = self.drift(s[:1]).numel() * _POINTS * (_POINTS + 1)
+        size = self.drift(s[:1]).numel() * (_POINTS + 1)
         parts = [self._short(*part) for part in zip(*(v.split(max(1, _CHUNK // size)) for v in (s, t)), strict=True)]
         return Kernel(*(torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "shift", "covariance")))
 
     def _short(self, s: Tensor, t: Tensor) -> Kernel:
-        unit, half = _UNIT.to(t.device), _HALF.to(t.device)
         h = (t - s).unsqueeze(1)
-        starts = torch.cat([s.unsqueeze(1), s.unsqueeze(1) + h * unit], 1)  # (N, 1 + Q): s, and the nodes u
-        left = (s.unsqueeze(1) + h) - starts
-        a = self.drift(starts.unsqueeze(2) + left.unsqueeze(2) * unit)
-        phi = exponential(exponent(a, left))  # from each start to t, (N, 1 + Q, m, k, k)
-        b, root = self.inputs(starts[:, 1:])
-        weight = (h * half).reshape(*starts[:, 1:].shape, 1, 1)
+        u = s.unsqueeze(1) + h * _UNIT.to(t.device)  # (N, Q)
+        powers = torch.einsum("piq,nqmkl->pnimkl", _MOMENTS.to(t.device), self.drift(u)) * h.reshape(-1, 1, 1, 1, 1)
+        phi = exponential(exponent(*powers))  # from s, and from each u, to t: (N, 1 + Q, m, k, k)
+        b, root = self.inputs(u)
+        weight = (h * _HALF.to(t.device)).reshape(*u.shape, 1, 1)
         return Kernel(
             phi[:, 0],
             (weight * act(phi[:, 1:], b)).sum(1),
@@ -191,12 +189,28 @@ class Moments:
         )
 
 
-def exponent(a: Tensor, h: Tensor) -> Tensor:
-    """Magnus' exponent of A over intervals of length h (...), from A at their Gauss-Legendre nodes, (..., Q, m, k, k)."""
-    unit, half = _UNIT.to(a.device), _HALF.to(a.device)
-    powers = torch.stack([half * (unit - 0.5) ** i for i in range(3)])  # (3, Q)
-    mean, slope, bend = torch.einsum("iq,...qmkl->i...mkl", powers, a) * h.reshape(*h.shape, 1, 1, 1)
-    if a.shape[-1] == 1:
+def _moments() -> Tensor:
+    r"""Weights (3, 1 + Q, Q) of A at the nodes q of [0, 1] in :math:`\int_{x_i}^1\bigl(\frac{x - m_i}{1 - x_i}\bigr)^pA\,dx`.
+
+    x_i is 0 or a node and m_i the middle of [x_i, 1]; integrated is the polynomial through the nodes.
+    """
+    starts = torch.cat([_UNIT.new_zeros(1), _UNIT])
+    length = (1 - starts).unsqueeze(1)
+    x = starts.unsqueeze(1) + length * _UNIT  # (1 + Q, R)
+    lagrange = []
+    for q in range(_POINTS):
+        others = torch.cat([_UNIT[:q], _UNIT[q + 1 :]])
+        lagrange.append(((x.unsqueeze(-1) - others) / (_UNIT[q] - others)).prod(-1))
+    powers = torch.stack([(_UNIT - 0.5) ** p for p in range(3)])  # (3, R)
+    return torch.einsum("pr,ir,qir->piq", powers * _HALF, length.expand_as(x), torch.stack(lagrange))
+
+
+_MOMENTS = _moments()
+
+
+def exponent(mean: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
+    """Magnus' exponent over intervals of length h, from the integrals of A, A τ/h and A (τ/h)², τ counted from the middle."""
+    if mean.shape[-1] == 1:
         return mean
     one, two, three = 2.25 * mean - 15 * bend, 12 * slope, -15 * mean + 180 * bend
     first = _commutator(one, two)
@@ -206,7 +220,18 @@ def exponent(a: Tensor, h: Tensor) -> Tensor:
 
 def exponential(matrix: Tensor) -> Tensor:
     """The matrix exponential of each block."""
-    return torch.exp(matrix) if matrix.shape[-1] == 1 else torch.linalg.matrix_exp(matrix)
+    if matrix.shape[-1] == 1:
+        return torch.exp(matrix)
+    if matrix.shape[-1] == 2 and matrix.device.type == "cpu":
+        mean = 0.5 * torch.diagonal(matrix, dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        rest = matrix - mean * torch.eye(2, dtype=matrix.dtype)
+        z = (rest[..., :1, :1].square() + rest[..., :1, 1:] * rest[..., 1:, :1]).contiguous()  # rest² = z I
+        if float(z.detach().abs().max()) < 4:  # as in every short panel
+            cosh, sinhc = torch.ones_like(z), torch.ones_like(z)
+            for j in range(24, 0, -2):  # cosh √z and sinh √z / √z, which are entire in z
+                cosh, sinhc = 1 + cosh * z / (j * (j - 1)), 1 + sinhc * z / (j * (j + 1))
+            return torch.exp(mean) * (cosh * torch.eye(2, dtype=matrix.dtype) + sinhc * rest)
+    return torch.linalg.matrix_exp(matrix.contiguous())
 
 
 def _commutator(a: Tensor, b: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The exponential family: one mechanism, named presets."""
 
+from .coupled import CoupledMultistep
 from .kernel import Held, HeldData, HeldNoise
 from .multistep import ExponentialMultistep
 from .presets import (
@@ -28,6 +29,7 @@ __all__ = [
     "SEEDS2",
     "SEEDS3",
     "Adams",
+    "CoupledMultistep",
     "DPMSolver1",
     "DPMSolver2",
     "DPMSolver3",

@@ -64,7 +64,7 @@ class Polynomial(Rule):
             return prediction.total(steps).unsqueeze(-1)
         v, dv = quadrature(steps.h)
         at = self.variable(schedule, steps.ell_t.unsqueeze(-1) - v)  # (N, Q)
-        return prediction.integral(steps, _lagrange(self.variable(schedule, nodes), at), v, dv)
+        return prediction.integral(steps, lagrange(self.variable(schedule, nodes), at), v, dv)
 
 
 class Midpoint(Rule):
@@ -77,7 +77,7 @@ class Midpoint(Rule):
         """The line's value at the middle."""
         _at_most(nodes, 2, self)
         middle = 0.5 * (steps.ell_s + steps.ell_t).unsqueeze(-1)
-        return prediction.total(steps).unsqueeze(-1) * _lagrange(nodes, middle).squeeze(1)
+        return prediction.total(steps).unsqueeze(-1) * lagrange(nodes, middle).squeeze(1)
 
 
 class UniPC(Rule):
@@ -142,7 +142,7 @@ class Adams(Rule):
         return prediction.total(steps).unsqueeze(-1) * classical
 
 
-def _lagrange(nodes: Tensor, at: Tensor) -> Tensor:
+def lagrange(nodes: Tensor, at: Tensor) -> Tensor:
     """The Lagrange polynomials of nodes (N, K) at (N, Q), as (N, Q, K)."""
     columns = []
     for j in range(nodes.shape[1]):
