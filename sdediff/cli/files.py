@@ -72,16 +72,16 @@ def folder(path: Path) -> Path:
         raise ValueError(f"Nothing can be written to the folder {path}: {error.strerror or error}.") from error
 
 
-def output_file(path: Path, suffix: str) -> Path:
+def output_file(path: Path, suffix: str, option: str = "--out") -> Path:
     """The file ``path`` to be, in a folder that is found to be writable.
 
     Raises:
         ValueError: another ending than ``suffix``, a folder, or a place that cannot be written.
     """
     if path.suffix != suffix:
-        raise ValueError(f"--out {path} must end in {suffix}.")
+        raise ValueError(f"{option} {path} must end in {suffix}.")
     if path.is_dir():
-        raise ValueError(f"--out {path} is a folder.")
+        raise ValueError(f"{option} {path} is a folder.")
     folder(path.parent)
     return path
 

@@ -59,6 +59,7 @@ def root(
       sdediff demo                               train on handwritten digits, sample in three ways; two minutes
       sdediff compare -d ring -s Heun -s Scipy   solvers against an exact law
       sdediff verify -d moons -p VE              the Langevin identity and the duality
+      sdediff verify my_sde.py:MySDE             a process of your own
       sdediff train --data mine.npy --out run    a score for an array of your own, and then
       sdediff sample -c run --out new.npy        samples of it
     """

@@ -52,8 +52,8 @@ def device(name: str) -> torch.device:
     return found
 
 
-def whole_numbers(text: str, option: str) -> list[int]:
-    """Positive whole numbers from text such as 10,20,50.
+def whole_numbers(text: str, option: str, distinct: bool = True) -> list[int]:
+    """Positive whole numbers from text such as 10,20,50; a repeated one counts once where they are ``distinct``.
 
     Raises:
         ValueError: anything else.
@@ -63,4 +63,5 @@ def whole_numbers(text: str, option: str) -> list[int]:
         raise ValueError(
             f"{option} {text!r} must be positive whole numbers with commas between them, such as 10,20,50."
         )
-    return list(dict.fromkeys(int(part) for part in parts))
+    numbers = [int(part) for part in parts]
+    return list(dict.fromkeys(numbers)) if distinct else numbers

@@ -24,7 +24,7 @@ from .operator import jacobian
 from .particles import Panel, backward_panel, convergence_panel, forward_panel, merged
 from .report import Report, Row, fact_row, judge
 from .reversal import LARGEST, POINTS, Scene, divergence_rows, law_row, reversal_rows
-from .schedule import schedule_rows
+from .schedule import has_prior, schedule_rows
 
 _INTERIOR = 5
 _STARTS = 8  # points from which a process with a kernel of another kind starts
@@ -83,7 +83,7 @@ def check_sde(
     rows += case.exact(seed)
     spent = time.perf_counter() - started
     found, notes = _by_particles(case, max(budget - spent, 0.1 * budget), n, seed, level)
-    return Report(title, rows + found, (case.setting, *notes), tuple(case.unchecked))
+    return Report(title, rows + found, (case.setting, *case.end, *notes), tuple(case.unchecked))
 
 
 @dataclass
@@ -209,6 +209,21 @@ class Case:
             f"{', '.join(f'{t:.3g}' for t in self.times)}."
         )
 
+    @property
+    def end(self) -> tuple[str, ...]:
+        """One sentence on what a prior that knows nothing of the data leaves out."""
+        try:
+            moments = self.kernel.at(self.horizon) if self.kernel is not None else None
+        except Exception:
+            moments = None
+        if moments is None:
+            return ()
+        left, spread = float(moments.map.abs().max()), float(moments.covariance.diagonal().mean().sqrt())
+        return (
+            f"At t_max = {self.horizon:g} there is {left:.2g} of x_0 beside noise of standard deviation {spread:.4g}: what is "
+            "started from noise alone misses that much of the data.",
+        )
+
     def exact(self, seed: int) -> tuple[Row, ...]:
         """All rows without a p-value but the contract."""
         rows: tuple[Row, ...] = ()
@@ -216,6 +231,8 @@ class Case:
             x = self.start(16, torch.Generator().manual_seed(seed))
             rows += tuple(kernel_rows(self.sde, self.kernel, self.times, x))
             rows += tuple(schedule_rows(self.linear, self.kernel, self.times))
+            if not has_prior(self.linear):
+                self.unchecked.append(f"prior: {type(self.sde).__name__} names no law at t_max.")
         if self.size > LARGEST:
             self.unchecked.append(
                 f"∇·(GGᵀ) and the Fokker-Planck equation: {self.size} coordinates ask for {self.size}² derivatives. If the "

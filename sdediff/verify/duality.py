@@ -19,6 +19,7 @@ from ..grids import LogSNR, Uniform
 from ..linear import LinearSDE
 from ..sde import SDE, Coefficient, ScoreLike
 from ..solvers import EulerMaruyama, Method
+from .budget import affordable, check_budget
 from .halving import LARGEST_BIAS, mean_test, projection_test, random_directions, solve_halved
 from .laws import Law, law_of
 from .operator import rows
@@ -38,6 +39,7 @@ def duality(
     solver: Method | None = None,
     steps: int = 400,
     n: int = 10_000,
+    budget: float | None = None,
     eta: Coefficient = 1.0,
     level: float = 1e-4,
     seed: int = 0,
@@ -61,6 +63,7 @@ def duality(
         steps: from T down to each of the times, even in number; for a linear SDE evenly spread in log SNR. An adaptive
             solver takes its own, and its tolerances must be small beside what the report says it can see.
         n: particles for each time.
+        budget: seconds, instead of n: as many particles as they allow.
         eta: the stochasticity of the reversal; 0 is the flow.
         level: the probability of a false alarm, for all tests together.
         seed: of all random numbers.
@@ -70,6 +73,7 @@ def duality(
     """
     if sde.direction != 1:
         raise ValueError(f"{type(sde).__name__} is no forward SDE with noise: give the process before its reversal.")
+    check_budget(budget)
     if steps < 2 or steps % 2:
         raise ValueError(f"steps = {steps} must be even: half of them show the solver's own error.")
     law = law_of(sde, density)
@@ -77,6 +81,8 @@ def duality(
     back = sde.reverse(law.score if score is None else score, eta)
     run = _Run(sde, law, back, start, solver or EulerMaruyama(), steps)
     times = _interior(sde, start) if times is None else _checked(times, start)
+    if budget is not None:
+        n = affordable(lambda n: run.panel(times, n, seed + 1), budget)
     rows = judge(lambda n, seed: run.panel(times, n, seed), n, seed, level)
     notes = (
         f"law: {law}.",

@@ -27,6 +27,7 @@ from ..densities import Density
 from ..diffusion import Diffusion
 from ..linear import LinearSDE
 from ..sde import SDE, ScoreLike
+from .budget import affordable, check_budget
 from .halving import projection_test, random_directions
 from .laws import Diffused, Fixed, Law, law_of
 from .operator import fokker_planck, jacobian, residual, rows
@@ -49,6 +50,7 @@ def langevin_identity(
     *,
     score: ScoreLike | None = None,
     n: int = 20_000,
+    budget: float | None = None,
     particles: bool = True,
     level: float = 1e-4,
     seed: int = 0,
@@ -71,21 +73,25 @@ def langevin_identity(
         t: the time, inside the domain.
         score: the score to put to the test, float64 and differentiable in x; that of the law by default.
         n: how many particles.
+        budget: seconds, instead of n: as many particles as they allow.
         particles: False for the exact part alone.
         level: the probability of a false alarm, for all tests by particles together.
         seed: of all random numbers.
 
     Raises:
-        ValueError: the process has no noise, or is itself a reversal.
+        ValueError: the process has no noise, or is itself a reversal; or the budget is no time.
     """
     if sde.direction != 1:
         raise ValueError(f"{type(sde).__name__} is no forward SDE with noise: give the process before its reversal.")
+    check_budget(budget)
     law = law_of(sde, density)
     pair = _Pair(_Half(sde, t), _Half(sde.reverse(law.score if score is None else score), t))
     rows = _exact_rows(law, pair, t, seed)
     notes = [f"law: {law}.", f"exact: {_POINTS} samples of p_t, float64, derivatives independent of the package's own."]
     if particles:
         pace = _pace(pair, law, t, seed)
+        if budget is not None:
+            n = affordable(lambda n: _particle_panel(pair, law, t, pace, n, seed + 1), budget)
         rows += judge(lambda n, seed: _particle_panel(pair, law, t, pace, n, seed), n, seed, level)
         notes.append(
             f"particles: {n:,}, for a time {pace[0]:.3g} in {pace[1]} and {2 * pace[1]} steps; level {level:g} for all "

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..score import Schedule
+from ..sde import SDE
 from .attempt import attempt
 from .moments import SAME, Kernel, Moments, read_off, relative
 from .operator import rows
@@ -29,10 +30,16 @@ def schedule_rows(sde: Any, kernel: Kernel, times: Sequence[float]) -> Iterable[
         checks["schedule: float32 times beside float64"] = _single
     if callable(getattr(sde, "steps", None)):
         checks["transition: composes to the kernel"] = _composition
-    if callable(getattr(sde, "prior", None)):
+    if has_prior(sde):
         checks["prior: the law of x_t at t_max"] = _prior
     for what, check in checks.items():
         yield from attempt(what, lambda what=what, check=check: [check(what, sde, kernel, times)])  # type: ignore[misc]
+
+
+def has_prior(sde: Any) -> bool:
+    """Whether the process says itself what its law at t_max is; one derived from f and g alone does not."""
+    own = getattr(sde, "origin", sde)
+    return type(own).prior is not SDE.prior
 
 
 def _agreement(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
