@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -257,6 +258,222 @@ def test_distances_see_a_dropped_mode_and_steins_does_not():
     assert m.ks_projections(shifted, law, projections=4).p_value > 1e-6
 
 
+# ---- exact transport --------------------------------------------------------------------------------------------
+
+
+def test_wasserstein_against_scipy_translations_and_plans_by_hand():
+    x, y = normal(60, 1, 0), normal(60, 1, 1, 0.5)
+    exact = stats.wasserstein_distance(x[:, 0].numpy(), y[:, 0].numpy())
+    assert m.wasserstein(x, y, order=1) == pytest.approx(exact, rel=1e-12)
+    x, v = normal(50, 3, 2), torch.tensor([1.0, 2.0, -2.0], dtype=F64)
+    for order in (1.0, 2.0, 3.0):
+        assert m.wasserstein(x, (x + v)[torch.randperm(50)], order=order) == pytest.approx(3.0, rel=1e-12)
+    square = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+    assert m.wasserstein(square, torch.tensor([[4.0, 1.0], [0.0, 2.0]])) == pytest.approx(math.sqrt((1 + 4) / 2))
+    # between Gaussians: |difference of means|² + |difference of standard deviations|² a coordinate
+    a, b = normal(600, 2, 3), 1.0 + 2 * normal(600, 2, 4)
+    assert m.wasserstein(a, b) == pytest.approx(math.sqrt(2 * 1 + 2 * 1), rel=0.08)
+
+
+def test_wasserstein_of_unequal_sizes():
+    pytest.importorskip("ot")
+    x, y = normal(40, 1, 0), normal(25, 1, 1, 0.5)
+    exact = stats.wasserstein_distance(x[:, 0].numpy(), y[:, 0].numpy())
+    assert m.wasserstein(x, y, order=1) == pytest.approx(exact, rel=1e-10)
+    assert m.wasserstein(x, y) == pytest.approx(m.sliced_wasserstein(x, y), rel=1e-10)  # one direction: the same thing
+    two = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert m.wasserstein(torch.zeros(3, 2), two) == pytest.approx(math.sqrt(25 / 2))
+
+
+# ---- neighbours -------------------------------------------------------------------------------------------------
+
+
+def test_precision_and_recall_by_hand():
+    data, x = torch.tensor([0.0, 1.0, 2.0, 10.0]), torch.tensor([0.5, 2.5, 30.0])
+    got = m.precision_recall(x, data, k=1)  # data balls: radii 1, 1, 1, 8
+    assert got.precision == pytest.approx(2 / 3)  # 0.5 and 2.5
+    # sample balls: radii 2, 2, 27.5: 0.5 ± 2, 2.5 ± 2, 30 ± 27.5
+    assert got.recall == pytest.approx(1.0)
+    # 0.5 lies in the balls of 0 and 1; 2.5 in those of 2 and 10
+    assert got.density == pytest.approx(4 / 3)
+    assert got.coverage == pytest.approx(1.0)  # each of the four balls holds a sample: 10's reaches to 2
+    assert got.expected_coverage == pytest.approx(1 - 3 / 6)
+
+
+def test_neighbourhoods_of_one_law_have_their_expectation():
+    seen = [m.precision_recall(normal(150, 3, s), normal(200, 3, 1000 + s), k=4) for s in range(60)]
+    for value, want in (([g.coverage for g in seen], seen[0].expected_coverage), ([g.density for g in seen], 1.0)):
+        test = stats.ttest_1samp(value, want)
+        assert test.pvalue > LEVEL and float(np.std(value)) < 0.1  # a bias of 0.06 would be seen
+    floor = m.noise_floor(
+        lambda a, b: m.precision_recall(a, b, k=4).precision,
+        lambda n, generator: torch.randn(n, 3, generator=generator),
+        150,
+    )
+    assert 0.8 < floor.mean < 1
+
+
+def test_what_precision_and_recall_tell_apart():
+    law, n = sd.densities.ring(8), 800
+    data = law.sample(n, seed=0)
+    fair = m.precision_recall(law.sample(n, seed=1), data)
+    dropped = m.precision_recall(sd.densities.Mixture(law.means[:6], std=0.1).sample(n, seed=2), data)
+    narrow = m.precision_recall(sd.densities.ring(8, std=0.05).sample(n, seed=3), data)
+    wide = m.precision_recall(sd.densities.ring(8, std=0.25).sample(n, seed=4), data)
+    assert fair.precision > 0.93 and fair.recall > 0.93
+    assert dropped.precision > 0.93 and dropped.recall < 0.82 and dropped.coverage < 0.82 * fair.coverage
+    assert narrow.precision > fair.precision and narrow.recall < 0.82 and narrow.coverage < 0.87 * fair.coverage
+    assert wide.precision < 0.6 < wide.recall
+
+
+# ---- modes ------------------------------------------------------------------------------------------------------
+
+
+def test_mode_coverage_by_hand():
+    law = sd.densities.Mixture([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], std=[1.0, 0.5, 1.0])
+    x = torch.tensor([[0.0, 2.9], [2.0, 2.3], [10.0, 1.4], [10.0, 1.6], [5.0, 5.0], [-1.0, 0.0]])
+    got = m.mode_coverage(x, law)  # within 3, outside (3.05), within 1.5, outside, outside, within
+    assert got.counts.tolist() == [2, 1, 0] and got.found == 2 and got.quality == pytest.approx(0.5)
+    assert got.expected_quality == pytest.approx(1 - math.exp(-4.5))
+    assert got.p_missing == pytest.approx(min(1, 3 * (1 - (1 - math.exp(-4.5)) / 3) ** 6))
+    assert got.p_quality == pytest.approx(stats.binom.cdf(3, 6, 1 - math.exp(-4.5)))
+    rare = sd.densities.Mixture([[0.0], [9.0]], std=1.0, weights=[0.99, 0.01])
+    assert m.mode_coverage(rare.sample(20, seed=1) * 0, rare).p_missing == 1.0  # to miss it is no surprise
+    assert m.mode_coverage(torch.zeros(2000, 1), rare).p_missing < 1e-8
+
+
+# ---- two-sample tests -------------------------------------------------------------------------------------------
+
+
+def test_blocks_change_no_test(monkeypatch):
+    x, y = normal(60, 2, 0), normal(45, 2, 1, 0.3)
+    score = sd.densities.gaussian().score
+
+    def panel() -> list[float]:
+        near = m.precision_recall(x, y)
+        tests = m.energy_test(x, y), m.mmd_test(x, y), m.stein_test(x, score), m.classifier_test(x, y)
+        return [
+            *(t.p_value for t in tests),
+            tests[2].statistic,
+            near.precision,
+            near.recall,
+            near.density,
+            near.coverage,
+        ]
+
+    whole = panel()
+    monkeypatch.setattr(m.pairs, "BLOCK", 300)
+    assert panel() == pytest.approx(whole, rel=1e-12)
+
+
+def test_permutation_p_value_by_enumeration():
+    """Two against two: every assignment occurs, and the p-value tends to the share of those that reach the statistic."""
+    x, y = torch.tensor([[0.0], [1.0]]), torch.tensor([[5.0], [6.0]])
+    got = m.energy_test(x, y, permutations=3999, seed=0)
+    assert got.p_value == pytest.approx(1 / 3, abs=0.03)  # {0, 1} against {5, 6}, either way round: 2 of 6
+    assert got.statistic == pytest.approx(m.energy_distance(x, y))
+    mixed = m.energy_test(torch.tensor([[0.0], [6.0]]), torch.tensor([[1.0], [5.0]]), permutations=3999)
+    assert mixed.p_value > 0.9
+
+
+def uniform_on_steps(p: list[float], steps: int) -> float:
+    """The p-value of "these are uniform on 1/steps, ..., 1": a Kolmogorov-Smirnov test of them spread within the steps."""
+    spread = np.array(p) - np.random.default_rng(0).random(len(p)) / steps
+    return float(stats.kstest(spread, "uniform").pvalue)
+
+
+@pytest.mark.parametrize("law", [RING, OVERLAPPING], ids=["separate", "overlapping"])
+def test_p_values_of_two_sample_tests_are_uniform(law):
+    """150 repetitions: a level that is off by 0.2 somewhere would be seen."""
+    p: dict[str, list[float]] = {"energy": [], "mmd": [], "stein": []}
+    classified: list[float] = []
+    for seed in range(150):
+        x, y = law.sample(120, seed=2 * seed), law.sample(90, seed=2 * seed + 1)
+        p["energy"].append(m.energy_test(x, y, permutations=99, seed=seed).p_value)
+        p["mmd"].append(m.mmd_test(x, y, permutations=99, seed=seed).p_value)
+        p["stein"].append(m.stein_test(x, law.score, repeats=99, seed=seed).p_value)
+        classified.append(m.classifier_test(x, y, seed=seed).p_value)
+    for name, values in p.items():
+        assert uniform_on_steps(values, 100) > LEVEL, name
+    assert uniform_from_above(classified) > LEVEL  # exact and discrete: never too small
+    assert np.mean(np.array(classified) < 0.5) > 0.2  # and not all too large
+
+
+def test_the_classifier_test_is_fishers():
+    """Its p-value against scipy's, from a classifier that answers what it is told."""
+    x, y = torch.arange(8.0)[:, None], 100 + torch.arange(12.0)[:, None]
+
+    def sees(points: Tensor, labels: Tensor, generator: torch.Generator) -> m.classifier.Classify:
+        assert labels.sum() == 6 and len(labels) == 10
+        assert torch.allclose(points.mean(0), torch.zeros(1, dtype=F64), atol=1e-12)
+        return lambda at: at[:, 0]
+
+    got = m.classifier_test(x, y, classifier=sees)
+    assert got.accuracy == 1.0
+    assert got.p_value == pytest.approx(stats.fisher_exact([[6, 0], [0, 4]], alternative="greater").pvalue)
+    same = m.classifier_test(x, y, classifier=lambda *_: lambda at: torch.ones(len(at)))
+    assert same.accuracy == 0.5 and same.p_value == 1.0
+
+
+def test_classifiers_see_what_they_can():
+    x = normal(1200, 2, 0)
+    y = normal(1200, 2, 1)
+    turned = torch.stack([x[:, 0], x[:, 1].abs() * x[:, 0].sign()], 1)  # in two quadrants, with the marginals of y
+    for classifier in (m.Neighbours(), m.Perceptron()):
+        seen = m.classifier_test(turned, y, classifier=classifier)
+        assert seen.p_value < 1e-6 and 0.6 < seen.accuracy < 0.9
+        assert m.classifier_test(x, y, classifier=classifier).p_value > LEVEL
+    again = [m.classifier_test(x, y, classifier=m.Perceptron(), seed=3) for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_what_each_test_sees():
+    """n = 1000, at p <= 0.01: a dropped mode is seen by all but Stein's, a shift by Stein's first."""
+    law = sd.densities.ring(8)
+    x = defects(1000)
+    y = law.sample(1000, seed=9)
+    dropped = x["dropped"]
+    assert m.energy_test(dropped, y, permutations=199).p_value <= 0.01
+    assert m.mmd_test(dropped, y, permutations=199).p_value <= 0.01
+    assert m.classifier_test(dropped, y).p_value < 0.05  # at best it is right 9 times in 16
+    assert m.mode_coverage(dropped, law).p_missing < 1e-6
+    assert m.stein_test(dropped, law.score, repeats=199).p_value > 0.01
+    assert m.stein_test(x["shift"], law.score, repeats=199).p_value <= 0.01
+    assert m.mode_coverage(x["wide"], law).p_quality < 1e-3
+    assert m.energy_test(x["wide"], y, permutations=199).p_value > 0.01  # blind to the width
+
+
+@pytest.mark.soak
+def test_power_of_the_panel():
+    """The table of docs/verification.md at n = 2000 and p <= 0.05, 20 repetitions each: what sees what."""
+    law, n, repeats = sd.densities.ring(8), 2000, 20
+    kinds = {
+        "wide": lambda s: sd.densities.ring(8, std=0.11).sample(n, seed=s),
+        "shift": lambda s: law.sample(n, seed=s) + torch.tensor([0.05, 0.0]),
+        "weights": lambda s: sd.densities.ring(8, weights=[1.28, 0.72, 1, 1, 1, 1, 1, 1]).sample(n, seed=s),
+        "dropped": lambda s: sd.densities.Mixture(law.means[:7], std=0.1).sample(n, seed=s),
+    }
+    tests = {
+        "energy": lambda x, y, s: m.energy_test(x, y, permutations=199, seed=s).p_value,
+        "mmd": lambda x, y, s: m.mmd_test(x, y, permutations=199, seed=s).p_value,
+        "stein": lambda x, y, s: m.stein_test(x, law.score, repeats=199, seed=s).p_value,
+        "occupancy": lambda x, y, s: m.mode_occupancy(x, law).p_value,
+        "within": lambda x, y, s: m.within_mode(x, law).p_value,
+    }
+    power = {
+        (kind, test): sum(ask(draw(10 * s), law.sample(n, seed=10 * s + 1), s) <= 0.05 for s in range(repeats))
+        / repeats
+        for kind, draw in kinds.items()
+        for test, ask in tests.items()
+    }
+    for kind, test in [("wide", "within"), ("shift", "stein"), ("weights", "occupancy"), ("dropped", "energy"),
+                       ("dropped", "mmd"), ("dropped", "occupancy")]:  # fmt: skip
+        assert power[kind, test] >= 0.95, (kind, test, power[kind, test])
+    for kind, test in [("wide", "energy"), ("wide", "mmd"), ("wide", "occupancy"), ("weights", "stein"),
+                       ("dropped", "stein"), ("shift", "energy"), ("dropped", "within")]:  # fmt: skip
+        assert power[kind, test] <= 0.4, (kind, test, power[kind, test])
+
+
 # ---- behaviour --------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +517,14 @@ def test_wrong_arguments_are_named():
         (lambda: m.mode_occupancy(x, sd.densities.gaussian()), "one component"),
         (lambda: m.kernel_stein_discrepancy(x, torch.zeros(3, 1)), "must be equal"),
         (lambda: m.noise_floor(m.mmd, RING, 10, repeats=1), "repeats"),
+        (lambda: m.energy_test(x, x, permutations=5), "permutations"),
+        (lambda: m.stein_test(x, x, repeats=5), "repeats"),
+        (lambda: m.mmd_test(x, x), "bandwidth = 0"),
+        (lambda: m.wasserstein(x, x, order=0.5), "order"),
+        (lambda: m.precision_recall(x, x, k=3), "from 1 to 2"),
+        (lambda: m.classifier_test(x, x), "cannot be split"),
+        (lambda: m.Neighbours(4), "odd"),
+        (lambda: m.mode_coverage(x, RING, radius=0), "radius"),
     ]:
         with pytest.raises(ValueError, match=message):
             wrong()
