@@ -40,7 +40,8 @@ from .lineages import lineages
 from .score import Score
 from .sde import SDE
 
-_LINEAR = {"alpha", "sigma", "log_alpha", "variance", "log_snr", "time_of", "perturb", "transition"}
+_LINEAR = {"alpha", "sigma", "log_alpha", "variance", "log_snr", "time_of", "transition"}
+_TINY = 1e-290
 _BLOCK = 2**20  # numbers held at once in sums over starting points and eigenfunctions
 
 
@@ -51,6 +52,9 @@ class Kernel(ABC):
         x0: the starts, float64 on the host.
         t: the time gone by, of shape () or (B, 1, ..., 1), positive.
     """
+
+    ends: tuple[float, float] = (0.0, math.inf)
+    """The domain of each coordinate."""
 
     def __init__(self, x0: Tensor, t: Tensor):
         self.x0, self.t = x0, t
@@ -74,10 +78,15 @@ class Kernel(ABC):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density in nats, (B,); -inf outside the domain."""
-        x64 = self._beside(x)
-        inside = (self.inner(x64) == x64).reshape(len(x), -1).all(1)
-        value = self.log_density(self.inner(x64)).reshape(len(x), -1).sum(1)
+        at, inside = self.within(self._beside(x))
+        value = self.log_density(at).reshape(len(x), -1).sum(1)
         return torch.where(inside, value, -torch.inf).to(x.device, x.dtype)
+
+    def within(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x clamped to where logs are finite, and which samples lie in the domain, (B,)."""
+        low, high = self.ends
+        inside = ((x >= low) & (x <= high)).reshape(len(x), -1).all(1)
+        return x.clamp(low + _TINY, high * (1 - 2.0**-53)), inside
 
     def score(self, x: Tensor) -> Tensor:
         """Its gradient in x, of x's shape; at and beyond the walls that at the nearest point inside."""
@@ -105,16 +114,25 @@ class KernelSDE(SDE):
 
     def __getattr__(self, name: str) -> Any:
         if name in _LINEAR:
-            raise AttributeError(
-                f"{type(self).__name__} has no {name}: its kernel is not Gaussian. Draw x_t by marginal(x0, t).sample() or by "
-                "solve(sde, x0, ...); train a score by sdediff.training.ImplicitLoss."
-            )
+            raise AttributeError(self._lacks(name))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def _start(self, x0: Tensor, t: Time, inside: Tensor, domain: str) -> tuple[Tensor, Tensor]:
+    def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
+        """Refused: x_t is no sum of x_0 and Gaussian noise."""
+        raise TypeError(self._lacks("perturb"))
+
+    def _lacks(self, name: str) -> str:
+        return (
+            f"{type(self).__name__} has no {name}: its kernel is not Gaussian. Draw x_t by marginal(x0, t).sample() or by "
+            "solve(sde, x0, ...); train a score by sdediff.training.ImplicitLoss."
+        )
+
+    def _start(self, x0: Tensor, t: Time, low: float, high: float = math.inf) -> tuple[Tensor, Tensor]:
         """Starts and times in float64 on the host, checked."""
         check_finite(check_state(x0, "x0"), "x0")
+        inside = (x0 >= low) & (x0 <= high)
         if not bool(inside.all()):
+            domain = f"0 <= x <= {high:g}" if high < math.inf else "x > 0" if low > 0 else "x >= 0"
             raise ValueError(f"{type(self).__name__} lives on {domain}, and x0 holds {float(x0[~inside][0]):g}.")
         t = float64(as_time(t, x0, self.t_max)).cpu()
         if not bool((t > 0).all()):
@@ -155,7 +173,7 @@ class GeometricBrownianMotion(KernelSDE):
 
     def marginal(self, x0: Tensor, t: Time) -> Kernel:
         """The lognormal law of x_t given x_0 > 0."""
-        return _Lognormal(*self._start(x0, t, x0 > 0, "x > 0"), self)
+        return _Lognormal(*self._start(x0, t, _TINY), self)
 
 
 class CIR(KernelSDE):
@@ -193,7 +211,7 @@ class CIR(KernelSDE):
 
     def marginal(self, x0: Tensor, t: Time) -> Kernel:
         """The noncentral chi-square law of x_t given x_0 >= 0."""
-        return _NoncentralChi(*self._start(x0, t, x0 >= 0, "x >= 0"), self)
+        return _NoncentralChi(*self._start(x0, t, 0.0), self)
 
     def invariant(self, event_shape: tuple[int, ...]) -> Density:
         """The Gamma law of independent coordinates that the process settles in."""
@@ -242,7 +260,7 @@ class Jacobi(KernelSDE):
 
     def marginal(self, x0: Tensor, t: Time) -> Kernel:
         """The law of x_t given x_0 in [0, 1]."""
-        return _Series(*self._start(x0, t, (x0 >= 0) & (x0 <= 1), "0 <= x <= 1"), self)
+        return _Series(*self._start(x0, t, 0.0, 1.0), self)
 
     def invariant(self, event_shape: tuple[int, ...]) -> Density:
         """The Beta law of independent coordinates that the process settles in."""
@@ -290,17 +308,18 @@ class KernelScore(Score):
         """The score at x (B, *event)."""
         if cond is not None:
             raise ValueError("An exact score takes no condition.")
+        self._check(x)
         t = t.cpu()
         with recording():
-            at = leaf(self._inner(x, t))
+            at = leaf(self._any().inner(x.cpu().double()))
             (gradient,) = torch.autograd.grad(self._log_prob(at, t).sum(), at)
         return gradient.to(x.device)
 
     def log_prob(self, x: Tensor, t: Time) -> Tensor:
         """log p_t(x) in nats, (B,); -inf outside the domain."""
         at = as_time(t, check_state(x), self.process.t_max).cpu()
-        inner = self._inner(x, at)
-        inside = (inner == x.cpu().double()).reshape(len(x), -1).all(1)
+        self._check(x)
+        inner, inside = self._any().within(x.cpu().double())
         return torch.where(inside, self._log_prob(inner, at), -torch.inf).to(x.device, x.dtype)
 
     def sample(self, n: int, t: float, *, seed: int | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -311,12 +330,15 @@ class KernelScore(Score):
         index = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self.process.marginal(self.points[index], t).sample(generator=generator)
 
-    def _inner(self, x: Tensor, t: Tensor) -> Tensor:
+    def _any(self) -> Kernel:
+        """A kernel, to ask for the domain."""
+        return self.process.marginal(self.points[:1], self.process.t_max)
+
+    def _check(self, x: Tensor) -> None:
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(
                 f"x has shape {tuple(x.shape)}; this score needs (B, {', '.join(map(str, self.event_shape))})."
             )
-        return self.process.marginal(self.points[:1], self.process.t_max).inner(x.cpu().double())
 
     def _log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """At points inside the domain; all pairs of states and starts, a block of states at a time."""
@@ -380,6 +402,8 @@ class _NoncentralChi(Kernel):
 
 
 class _Series(Kernel):
+    ends = (0.0, 1.0)
+
     def __init__(self, x0: Tensor, t: Tensor, sde: Jacobi):
         super().__init__(x0, t)
         self.sde = sde
@@ -391,9 +415,9 @@ class _Series(Kernel):
 
     def log_density(self, x: Tensor) -> Tensor:
         """Of the Beta law, and of the ratio to it."""
-        s, (a, b) = self.sde, (self.sde.a, self.sde.b)
+        a, b = self.sde.a, self.sde.b
         beta = (a - 1) * x.log() + (b - 1) * torch.log1p(-x) - float(special.betaln(a, b))
-        return beta + self._ratio(x).clamp_min(1e-12).log() if s.speed > 0 else beta
+        return beta + self._ratio(x).clamp_min(1e-12).log()
 
     def _ratio(self, x: Tensor) -> Tensor:
         """The sum over n of e^(-λ_n t) P_n(x) P_n(x_0), with the three-term recurrence of both factors."""
@@ -449,8 +473,8 @@ class _Independent(Density):
 
     dtype = torch.float64
 
-    def __init__(self, event_shape: tuple[int, ...], low: float, high: float):
-        self.event_shape, self.low, self.high = tuple(event_shape), low, high
+    def __init__(self, event_shape: tuple[int, ...], end: float, floor: float):
+        self.event_shape, self.end, self.floor = tuple(event_shape), end, floor
 
     @abstractmethod
     def quantile(self, u: np.ndarray) -> np.ndarray:
@@ -474,18 +498,21 @@ class _Independent(Density):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density in nats, (B,); -inf outside the domain."""
-        inner = self._check(x).clamp(self.low, self.high)
-        value = self.log_density(inner).reshape(len(x), -1).sum(1)
-        return torch.where((inner == x).reshape(len(x), -1).all(1), value, -torch.inf)
+        inside = ((self._check(x) >= 0) & (x <= self.end)).reshape(len(x), -1).all(1)
+        least = torch.finfo(x.dtype).tiny
+        value = (
+            self.log_density(x.clamp(least, self.end * (1 - torch.finfo(x.dtype).eps / 2))).reshape(len(x), -1).sum(1)
+        )
+        return torch.where(inside, value, -torch.inf)
 
     def score(self, x: Tensor) -> Tensor:
         """Its gradient; at and beyond the walls that at the nearest point inside."""
-        return self.slope(self._check(x).clamp(self.low, self.high))
+        return self.slope(self._check(x).clamp(self.floor, self.end - self.floor))
 
 
 class _Gamma(_Independent):
     def __init__(self, shape: float, rate: float, event_shape: tuple[int, ...], floor: float):
-        super().__init__(event_shape, floor, math.inf)
+        super().__init__(event_shape, math.inf, floor)
         self.shape, self.rate = shape, rate
 
     def quantile(self, u: np.ndarray) -> np.ndarray:
@@ -501,7 +528,7 @@ class _Gamma(_Independent):
 
 class _Beta(_Independent):
     def __init__(self, a: float, b: float, event_shape: tuple[int, ...], floor: float):
-        super().__init__(event_shape, floor, 1 - floor)
+        super().__init__(event_shape, 1.0, floor)
         self.a, self.b = a, b
 
     def quantile(self, u: np.ndarray) -> np.ndarray:

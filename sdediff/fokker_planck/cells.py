@@ -43,7 +43,7 @@ class Cells:
 
     def __init__(self, low: float | Sequence[float], high: float | Sequence[float], count: int | Sequence[int] = 400):
         corner, opposite = _numbers(low, "low"), _numbers(high, "high")
-        sides = (count,) * len(corner) if isinstance(count, int) else tuple(count)
+        sides = tuple(count) if isinstance(count, Sequence) else (count,) * len(corner)
         if not 1 <= len(corner) <= 2 or not len(corner) == len(opposite) == len(sides):
             raise ValueError(
                 f"A box has one or two axes; low has {len(corner)}, high {len(opposite)}, count {len(sides)}. For more "

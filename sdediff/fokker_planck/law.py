@@ -11,7 +11,7 @@ fall as :math:`e^{-c|x|}`. Trust the score where p is above about 1e-8 of its pe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class GridDensity(Density):
     Args:
         cells: the box.
         p: cell averages of shape ``cells.count``.
+        base: a density; see :meth:`GridLaw.relative`.
 
     ``log_prob`` is -inf outside the box; the score there is that of the nearest point inside. A sample is uniform within its
     cell.
@@ -44,26 +45,30 @@ class GridDensity(Density):
 
     dtype = torch.float64
 
-    def __init__(self, cells: Cells, p: Tensor):
+    def __init__(self, cells: Cells, p: Tensor, base: _Base | None = None):
         if tuple(p.shape) != cells.count:
             raise ValueError(f"p has shape {tuple(p.shape)} for {cells.count} cells.")
-        self.cells, self.p, self.event_shape = cells, p, cells.event_shape
+        self.cells, self.p, self.base, self.event_shape = cells, p, base, cells.event_shape
         self._fields: Tensor | None = None
 
     @property
     def fields(self) -> Tensor:
-        """log p and its derivatives at the centres in units of cells, (2, count) or (2, 2, n, m): derivative axes first."""
+        """log p and its derivatives at the centres in units of cells, (2, count) or (2, 2, n, m): derivative axes first.
+
+        With a base, those of the ratio to it.
+        """
         if self._fields is None:
-            self._fields = _with_slopes(self.p.clamp_min(_FLOOR).log().numpy())
+            log_p = self.p.clamp_min(_FLOOR).log()
+            self._fields = _with_slopes((log_p if self.base is None else log_p - self.base.logs).numpy())
         return self._fields
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density in nats, (B,)."""
-        return _value(self.fields, self.cells, self._check(x))
+        return _value(self.fields, self.cells, self.base, self._check(x))
 
     def score(self, x: Tensor) -> Tensor:
         """The gradient of :meth:`log_prob`, of x's shape; finite everywhere."""
-        return check_like(_gradient(self.fields, self.cells, self._check(x)), x, "the score")
+        return check_like(_gradient(self.fields, self.cells, self.base, self._check(x)), x, "the score")
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         """``n`` samples."""
@@ -91,8 +96,18 @@ class GridLaw:
     ts: Tensor
     p: Tensor
     stats: dict[str, Any]
+    base: _Base | None = None
     _kept: dict[int, GridDensity] = field(default_factory=dict, repr=False)
     _last: dict[float, Tensor] = field(default_factory=dict, repr=False)
+
+    def relative(self, density: Density) -> GridLaw:
+        """The same laws, interpolated by their ratio to a density, which is added again in closed form.
+
+        For laws that vanish or grow like a power at a wall, whose log no polynomial follows: give the invariant law of the
+        process, ``sde.invariant((1,))``.
+        """
+        averages = self.cells.averages(density)
+        return replace(self, base=_Base(density, averages.clamp_min(_FLOOR).log()), _kept={}, _last={})
 
     def at(self, t: float) -> GridDensity:
         """The law at a saved time.
@@ -156,7 +171,7 @@ class GridLaw:
         if k not in self._kept:
             while len(self._kept) >= 16:  # a solve passes the times in order
                 self._kept.pop(next(iter(self._kept)))
-            self._kept[k] = GridDensity(self.cells, self.p[k])
+            self._kept[k] = GridDensity(self.cells, self.p[k], self.base)
         return self._kept[k]
 
     def _spread(self, view: Any, x: Tensor, t: Time) -> Tensor:
@@ -165,9 +180,9 @@ class GridLaw:
         if tuple(x.shape[1:]) != self.cells.event_shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; this law needs states (B, {len(self.cells.count)}).")
         if t.ndim == 0:
-            return view(self._between(float(t)), self.cells, x)
+            return view(self._between(float(t)), self.cells, self.base, x)
         times, index = per_sample(t, x.double()).cpu().unique(return_inverse=True)
-        found = [(rows := (index == k).nonzero().flatten(), view(self._between(float(u)), self.cells, x[rows]))
+        found = [(rows := (index == k).nonzero().flatten(), view(self._between(float(u)), self.cells, self.base, x[rows]))
                  for k, u in enumerate(times)]  # fmt: skip
         return torch.cat([part for _, part in found])[torch.cat([rows for rows, _ in found]).argsort()]
 
@@ -208,18 +223,28 @@ def _with_slopes(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(fields))
 
 
-def _value(fields: Tensor, cells: Cells, x: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Base:
+    """A density, and the logs of its cell averages."""
+
+    density: Density
+    logs: Tensor
+
+
+def _value(fields: Tensor, cells: Cells, base: _Base | None, x: Tensor) -> Tensor:
     """log p at x (B, d), (B,); -inf outside."""
     (log_p,) = _interpolated(fields, cells, x, gradient=False)
+    log_p = log_p if base is None else log_p + base.density.log_prob(x.double())
     low, high = (torch.tensor(c, dtype=torch.float64, device=x.device) for c in (cells.low, cells.high))
     inside = ((x >= low) & (x <= high)).all(1)
     return torch.where(inside, log_p, -torch.inf).to(x.dtype)
 
 
-def _gradient(fields: Tensor, cells: Cells, x: Tensor) -> Tensor:
+def _gradient(fields: Tensor, cells: Cells, base: _Base | None, x: Tensor) -> Tensor:
     """Its gradient, (B, d)."""
     widths = torch.tensor(cells.widths, dtype=torch.float64, device=x.device)
-    return (torch.stack(_interpolated(fields, cells, x, gradient=True), 1) / widths).to(x.dtype)
+    slope = torch.stack(_interpolated(fields, cells, x, gradient=True), 1) / widths
+    return (slope if base is None else slope + base.density.score(x.double())).to(x.dtype)
 
 
 def _interpolated(fields: Tensor, cells: Cells, x: Tensor, *, gradient: bool) -> list[Tensor]:

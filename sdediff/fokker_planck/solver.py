@@ -6,10 +6,12 @@ Space is cut into cells; a step follows the directions of the grid one after ano
 along the lines of each by :class:`~sdediff.fokker_planck.sweeps.Rates`. With :math:`\tilde D_{ij} = D_{ij}/h_ih_j` and
 :math:`v_\pm = (1, \pm1)`, matrix noise is written without a mixed derivative,
 
-.. math:: \nabla\nabla:(Dp) = \sum_i \partial_i^2\bigl[(\tilde D_{ii} - |\tilde D_{12}|)p\bigr]
-          + \partial_{v_+}^2\bigl[\tilde D_{12}^+\,p\bigr] + \partial_{v_-}^2\bigl[\tilde D_{12}^-\,p\bigr],
+.. math:: \nabla\nabla:(Dp) = \sum_i \partial_i^2\bigl[(\tilde D_{ii} - c)p\bigr]
+          + \sum_\pm \partial_{v_\pm}^2\bigl[\tfrac12(c \pm \tilde D_{12})\,p\bigr], \qquad
+          |\tilde D_{12}| \le c \le \min(\tilde D_{11}, \tilde D_{22}),
 
-so that all of it is mass moving between neighbours. Guaranteed at every step size: :math:`p \ge 0`, and mass to rounding.
+so that all of it is mass moving between neighbours; c varies as smoothly as D does. Guaranteed at every step size:
+:math:`p \ge 0`, and mass to rounding.
 Of second order in the cell width where every axis has noise, and in the step.
 
 Walls let nothing through. The method is for laws that the box holds, or that the process itself keeps inside.
@@ -155,14 +157,19 @@ class FokkerPlanck:
         drift, gram = self._coefficients(t)
         if gram.shape[1] == 1:
             return [Rates.fitted(self._axes[0], drift[:, 0], gram[:, 0, 0])]
-        mixed = gram[:, 0, 1]
-        own = [gram[:, i, i] - np.abs(mixed) for i in (0, 1)]
-        _check_dominant(gram, own, t, self.cells.widths)
-        rates = [Rates.fitted(lines, drift[:, i], np.maximum(own[i], 0)) for i, lines in enumerate(self._axes)]
-        for lines, part in zip(self._diagonals, (np.maximum(mixed, 0), np.maximum(-mixed, 0)), strict=True):
-            if part.any():
-                rates.append(Rates.diffusive(lines, part))
-        return rates
+        first, second, mixed = gram[:, 0, 0], gram[:, 1, 1], gram[:, 0, 1]
+        if not mixed.any():
+            return [Rates.fitted(self._axes[i], drift[:, i], d) for i, d in enumerate((first, second))]
+        _check_dominant(gram, t, self.cells.widths)
+        share = _shared(first, second, mixed)
+        along = [
+            Rates.fitted(self._axes[i], drift[:, i], np.maximum(d - share, 0)) for i, d in enumerate((first, second))
+        ]
+        across = [
+            Rates.diffusive(lines, np.maximum(0.5 * (share + sign * mixed), 0))
+            for lines, sign in zip(self._diagonals, (1, -1), strict=True)
+        ]
+        return along + across
 
     def _coefficients(self, t: float) -> tuple[Array, Array]:
         """Drift (N, d) and D (N, d, d) at the centres in units of cells, along the direction in which the noise flows."""
@@ -283,8 +290,16 @@ def _gram(sde: SDE, x: Tensor, t: float) -> Tensor:
     return torch.diag_embed(g.gram(torch.ones_like(x)))
 
 
-def _check_dominant(gram: Array, own: list[Array], t: float, widths: tuple[float, ...]) -> None:
-    """Raise unless what is left for the axes is not negative, but for rounding."""
+def _shared(first: Array, second: Array, mixed: Array) -> Array:
+    """c between |D_12| and the smaller of D_11 and D_22: |D_12| itself has a kink, and its stencil no order there."""
+    left, det = np.minimum(first, second) ** 2 - mixed**2, first * second - mixed**2
+    slack = 0.5 * max(0.0, float(np.divide(left, det, out=np.ones_like(det), where=det > 0).min()))
+    return np.sqrt(mixed**2 + slack * np.maximum(det, 0))
+
+
+def _check_dominant(gram: Array, t: float, widths: tuple[float, ...]) -> None:
+    """Raise unless |D_12| <= D_11 and D_22, but for rounding."""
+    own = [gram[:, i, i] - np.abs(gram[:, 0, 1]) for i in (0, 1)]
     worst = min(float((part / np.maximum(np.abs(gram).max((1, 2)), 1e-300)).min()) for part in own)
     if worst < -1e-12:
         size = np.sqrt(gram.max(0))
