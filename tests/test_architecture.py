@@ -58,7 +58,6 @@ def top_level(tree: ast.Module) -> ast.Module:
             return None
 
         visit_AsyncFunctionDef = visit_FunctionDef
-        visit_Lambda = None
 
     strip = Strip()
     return ast.Module([kept for node in tree.body if (kept := strip.visit(node)) is not None], [])
