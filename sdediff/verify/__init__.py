@@ -2,6 +2,7 @@
 
 from .check_score import check_score
 from .check_sde import check_sde
+from .check_solver import check_solver
 from .duality import duality
 from .error_budget import ErrorBudget, error_budget
 from .exchangeability import exchangeability
@@ -20,6 +21,7 @@ __all__ = [
     "ScoreReport",
     "check_score",
     "check_sde",
+    "check_solver",
     "duality",
     "error_budget",
     "exchangeability",
