@@ -10,8 +10,8 @@ time, passes for affine.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .affine.scales import CoupledGaussian
 from .diffusion import Dense, Diffusion
 from .gaussian import Gaussian
 from .linear import LinearSDE
-from .sde import SDE, Linear
+from .sde import HELD, SDE, Linear
 
 TOLERANCE = 3e-6
 """The relative departure from affine that is put down to rounding: coefficients in float32 pass."""
@@ -63,8 +63,8 @@ def as_linear(sde: SDE, event_shape: Sequence[int] | None = None) -> Any:
     """The linear process that ``sde`` is: with kernels, exact scores and exponential solvers.
 
     Called for you wherever a linear process is needed: ``ExactScore(sde, density)``, ``NoisePrediction(sde, net)``,
-    ``sde.perturb``, and by ``sde.reverse(score)`` with such a score. The result is remembered, so do not change the
-    coefficients of a process afterwards.
+    ``sde.perturb``, and by ``sde.reverse(score)`` with such a score. The result is remembered until an attribute of ``sde``
+    is set anew; a tensor that is changed in place goes unnoticed.
 
     Args:
         sde: any SDE; one that is linear by its type is returned as it is.
@@ -76,24 +76,40 @@ def as_linear(sde: SDE, event_shape: Sequence[int] | None = None) -> Any:
 
     Raises:
         NotAffineError: the drift is not affine in x, or the noise depends on x.
-        ValueError: the shape is missing, a full matrix would be too large, or the coefficients cannot be integrated.
+        TypeError: ``sde`` is no forward SDE.
+        ValueError: the shape is missing, there is no noise, f couples the samples of a batch, a full matrix would be too large,
+            or (on use) the coefficients cannot be integrated.
     """
     if isinstance(sde, Linear):
         return sde
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde must be an SDE, got {type(sde).__name__}.")
+    if not isinstance(sde, SDE) or sde.direction != 1:
+        raise TypeError(f"A Gaussian kernel belongs to a forward SDE with noise, and {type(sde).__name__} is none.")
     if event_shape is None:
         raise ValueError(
             f"The shape of one state of {type(sde).__name__} is unknown: give event_shape=, e.g. event_shape=(2,)."
         )
-    shape = tuple(event_shape)
-    known = _KNOWN.setdefault(sde, {})
-    if shape not in known:
-        known[shape] = _derive(_Probe(sde, shape))
-    return known[shape]
+    shape, held = tuple(event_shape), vars(sde).get(HELD)
+    if held is None or not held.still(sde):
+        held = vars(sde)[HELD] = _Held({name: value for name, value in vars(sde).items() if name != HELD}, {})
+    if shape not in held.processes:
+        held.processes[shape] = _derive(_Probe(sde, shape))
+    return held.processes[shape]
 
 
-_KNOWN: weakref.WeakKeyDictionary[SDE, dict[tuple[int, ...], Linear]] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Held:
+    """What was derived from an SDE, on the SDE itself, so that it lives as long; and the attributes that it had then."""
+
+    attributes: dict[str, object]
+    processes: dict[tuple[int, ...], Linear]
+
+    def still(self, sde: SDE) -> bool:
+        """Whether this SDE still has these attributes (and is no copy)."""
+        own = vars(sde)
+        return all(own.get(name, self) is value for name, value in self.attributes.items()) and all(
+            process.origin is sde  # type: ignore[attr-defined]
+            for process in self.processes.values()
+        )
 
 
 class DerivedLinear(LinearSDE):
@@ -205,45 +221,52 @@ def _check_forgotten(process: LinearSDE | AffineSDE) -> None:
 class _Probe:
     """f and g of a process at flat float64 states and times of their own."""
 
+    dense = False
+    """Whether g is a matrix whose rows are not orthogonal."""
+
     def __init__(self, sde: SDE, event_shape: tuple[int, ...]):
         self.sde, self.event_shape = sde, event_shape
         self.size = torch.Size(event_shape).numel()
         if not 0 < sde.t_max < float("inf"):
             raise ValueError(f"t_max = {sde.t_max} of {type(sde).__name__} must be finite to derive a kernel.")
+        self.dtype = torch.float64
+        try:
+            self.drift(torch.zeros(1, self.size), torch.tensor([0.5 * sde.t_max], dtype=torch.float64))
+        except RuntimeError:  # as a network raises, whose parameters are in float32; what else is wrong shows again
+            self.dtype = torch.float32
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """f at every one of x (P, D) and t (T,): (T, P, D)."""
-        x = x.to(t.device, torch.float64)
+        x = x.to(t.device)
         parts = [self._drift(x, part) for part in t.split(max(1, _ROWS // max(1, x.numel())))]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _drift(self, x: Tensor, t: Tensor) -> Tensor:
         states, times = self._pairs(x, t)
-        return self.sde.drift(states, times).reshape(len(t), len(x), self.size)
+        return self.sde.drift(states, times).reshape(len(t), len(x), self.size).double()
 
     def diffusion(self, x: Tensor, t: Tensor) -> Diffusion:
         """g at every one of x (P, D) and t (T,), t varying slowest."""
-        return self.sde.diffusion(*self._pairs(x.to(t.device, torch.float64), t))
+        return self.sde.diffusion(*self._pairs(x.to(t.device), t))
 
     def deviations(self, t: Tensor) -> Tensor:
         """The entries of a diagonal g at t (T,): (T, D)."""
         g = self.diffusion(torch.zeros(1, self.size), t)
         if isinstance(g, Dense):  # a multiple of an orthogonal matrix, or orthogonal rows
-            return g.matrix.square().sum(2).sqrt().expand(len(t), self.size)
+            return g.matrix.double().square().sum(2).sqrt().expand(len(t), self.size)
         value = torch.as_tensor(g.value, dtype=torch.float64, device=t.device)
         return value.expand(len(t), *self.event_shape).reshape(len(t), self.size)
 
     def matrix(self, t: Tensor) -> Tensor:
         """g as a matrix (T, D, r)."""
         g = self.diffusion(torch.zeros(1, self.size), t)
-        return g.matrix.expand(len(t), -1, -1) if isinstance(g, Dense) else torch.diag_embed(self.deviations(t))
+        return (
+            g.matrix.double().expand(len(t), -1, -1) if isinstance(g, Dense) else torch.diag_embed(self.deviations(t))
+        )
 
     def _pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        states = x.expand(len(t), *x.shape).reshape(-1, *self.event_shape)
+        states = x.to(self.dtype).expand(len(t), *x.shape).reshape(-1, *self.event_shape)
         return states, t.repeat_interleave(len(x)).reshape(-1, *[1] * len(self.event_shape))
-
-    dense = False
-    """Whether g is a matrix whose rows are not orthogonal."""
 
 
 def _derive(probe: _Probe) -> Linear:
@@ -262,7 +285,8 @@ def _derive(probe: _Probe) -> Linear:
             variances = gram  # (T, D)
         if not probe.dense:
             ratio = (y * x).sum((1, 2), keepdim=True) / x.square().sum()
-            even = _small(variances - variances[:, :1], variances) and bool((offset == 0).all())
+            still = bool(offset.abs().max() <= 1e-12 * y.abs().max())
+            even = _small(variances - variances[:, :1], variances) and still
             if even and _small(y - ratio * x, y):
                 return DerivedLinear(probe)
             for k in (k for k in (1, 2, 3, 4) if probe.size % k == 0):
@@ -322,7 +346,7 @@ def _check_noise(probe: _Probe, times: Tensor) -> Tensor:
     x = torch.cat([u.new_zeros(1, probe.size), *(size * u for size in _SIZES)])
     g, count = probe.diffusion(x, times), len(x)
     if isinstance(g, Dense):
-        matrix = g.matrix.expand(len(times) * count, -1, -1).reshape(len(times), count, probe.size, -1)
+        matrix = g.matrix.double().expand(len(times) * count, -1, -1).reshape(len(times), count, probe.size, -1)
         value = matrix.reshape(len(times), count, -1)
         first = matrix[:, 0]
     else:
@@ -330,6 +354,10 @@ def _check_noise(probe: _Probe, times: Tensor) -> Tensor:
         value = value.expand(len(times) * count, *probe.event_shape).reshape(len(times), count, probe.size)
         first = value[:, 0]
     _judge(probe, times, [(value, value[:, :1].expand_as(value), x, value.abs())], "noise")
+    if not bool(value.any()):
+        raise ValueError(
+            f"{type(probe.sde).__name__} has no noise, so x_t given x_0 has no density: solve it as an ODE."
+        )
     return first @ first.mT if isinstance(g, Dense) else first.square()
 
 

@@ -156,7 +156,24 @@ def derived(sde: SDE, event_shape: tuple[int, ...]) -> Any:
 def _derived_of(sde: SDE, score: ScoreLike) -> SDE | None:
     """The linear process that was derived from ``sde`` for this score, if one was."""
     process = getattr(score, "sde", None)
-    return process if getattr(process, "origin", None) is sde else None
+    origin = getattr(process, "origin", None)
+    return process if origin is not None and _alike(origin, sde) else None
+
+
+HELD = "_sdediff_derived"
+"""The attribute in which an SDE keeps what was derived from it."""
+
+
+def _alike(a: SDE, b: SDE) -> bool:
+    """Whether these are the same process: one object, or two of a class with the same attributes."""
+    if a is b or type(a) is not type(b):
+        return a is b
+    own, other = ({name: v for name, v in vars(sde).items() if name != HELD} for sde in (a, b))
+    return own.keys() == other.keys() and all(_equal(own[name], other[name]) for name in own)
+
+
+def _equal(a: object, b: object) -> bool:
+    return a is b or (isinstance(a, (int, float, str, tuple)) and type(a) is type(b) and a == b)
 
 
 def _drift_at(sde: SDE, t: Tensor, x: Tensor) -> Tensor:
