@@ -5,7 +5,7 @@ from .affine import AffineSDE
 from .brownian import BrownianPath
 from .compare import Comparison, compare
 from .coupled import CLD, Blurring, CorrelatedOU
-from .data import Standardisation
+from .data import Scales, Standardisation
 from .derived import NotAffineError, as_linear
 from .diffusion import Dense, Diagonal
 from .errors import NonFiniteError, SolveError
@@ -81,6 +81,7 @@ from .solvers import (
 )
 from .starts import Antithetic, Sobol
 from .thresholded import Thresholded
+from .workers import Workers
 
 __version__ = "0.1.0"
 __all__ = [
@@ -163,6 +164,7 @@ __all__ = [
     "ReverseDiffusion",
     "RungeKutta",
     "SASolver",
+    "Scales",
     "Scipy",
     "Score",
     "ScorePrediction",
@@ -182,6 +184,7 @@ __all__ = [
     "UniPCSolver",
     "VelocityPrediction",
     "Weak2",
+    "Workers",
     "as_linear",
     "compare",
     "ddpm",

@@ -779,3 +779,182 @@ def test_the_example_trains_saves_loads_and_samples(tmp_path, capsys):
     assert max(distances.values()) < 0.03  # samples of N(0, I) are 0.06 away
     assert "wrote" in capsys.readouterr().out and out.stat().st_size > 10_000
     assert tr.load(tmp_path / "new" / "score.safetensors").score.event_shape == (2,)
+
+
+# ---- objectives -------------------------------------------------------------------------------------------------------
+
+
+class Shifted(sd.Score):
+    """A score with a known error: the exact one times a number, plus a constant."""
+
+    def __init__(self, exact, factor, shift):
+        self.exact, self.factor, self.shift = exact, factor, shift
+        self.sde, self.event_shape = exact.sde, exact.event_shape
+
+    def predict(self, x, t, cond):
+        return self.factor * self.exact(x, t) + self.shift
+
+
+@pytest.mark.parametrize("process", ["VP", "VE", "SubVP"])
+def test_denoising_and_score_matching_differ_by_a_constant(process):
+    r"""E|s - ∇log p_t(x_t|x_0)|² - E|s - ∇log p_t(x_t)|² is the same for every s, in closed form: for x_0 ~ N(m, v) it is
+    1/σ² - 1/(α²v + σ²). Expectations over (x_0, ε) by Gauss-Hermite quadrature, exact for these s, which are linear."""
+    sde, mean, var = PROCESSES[process], 0.7, 0.3
+    nodes, weights = np.polynomial.hermite_e.hermegauss(6)
+    nodes, w = torch.tensor(nodes), torch.tensor(weights / math.sqrt(2 * math.pi))
+    x0 = (mean + math.sqrt(var) * nodes).repeat_interleave(6)[:, None]
+    z, w = nodes.repeat(6)[:, None], (w[:, None] * w).flatten()
+    exact = sd.ExactScore(sde, sd.densities.Mixture(torch.tensor([[mean]], dtype=F64), std=math.sqrt(var)))
+    for t in (0.1, 0.5, 0.9):
+        alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+        x = alpha * x0 + sigma * z
+        times = torch.full((36,), t, dtype=F64)
+        gaps = []
+        for factor, shift in ((1.0, 0.0), (1.3, 0.0), (0.4, -2.0), (0.0, 0.0), (-1.0, 5.0)):
+            score = Shifted(exact, factor, shift)
+            denoising = (w * tr.DenoisingLoss(score).at(x0, times, z)).sum()
+            matching = (w * (score(x, t) - exact(x, t)).square()[:, 0]).sum()
+            assert (float(matching) > 1e-6) == (factor != 1.0)
+            gaps.append(float(denoising - matching))
+        want = 1 / sigma**2 - 1 / (alpha**2 * var + sigma**2)
+        assert gaps == pytest.approx([want] * 5, rel=1e-7)
+
+
+@pytest.mark.parametrize("process", ["VP", "VE", "EDM", "SubVP", "OU"])
+def test_importance_sampled_times_keep_the_loss_and_lower_its_variance(process):
+    """Integrals over the quantile u by Gauss-Legendre quadrature in the log-SNR: the likelihood-weighted loss is the same
+    under both laws, and with importance sampling it is constant where the noise error is."""
+    sde = PROCESSES[process]
+    guess, z = randn(1, 2, seed=3).expand(300, 2), randn(1, 2, seed=2).expand(300, 2)
+    score = told("noise", sde, guess)
+    nodes, weights = np.polynomial.legendre.leggauss(300)
+    u, w = torch.tensor(0.5 * nodes + 0.5), torch.tensor(0.5 * weights)
+    x0 = randn(1, 2, seed=1).expand(300, 2)
+
+    def moments(times):
+        t = times(sde, u)
+        loss = tr.DenoisingLoss(score, tr.Likelihood(), times).at(x0, t, z)
+        mean = float((w * loss).sum())
+        return mean, float((w * (loss - mean) ** 2).sum())
+
+    low, high = float(sde.log_snr(sde.t_max)), float(sde.log_snr(sde.t_min))
+    error = float((z - guess).square().mean())
+    want = error * (high - low) / (sde.t_max - sde.t_min)  # the integral of g²/σ² is the fall of the log-SNR
+    mean, variance = moments(tr.Importance())
+    assert mean == pytest.approx(want, rel=1e-6) and variance < 1e-6 * want**2
+    t = tr.Importance()(sde, u)
+    torch.testing.assert_close(sde.log_snr(t), high + (low - high) * u, rtol=1e-7, atol=1e-7)
+    assert bool((t.diff() > 0).all()) and float(t[0]) >= sde.t_min
+    with pytest.raises(ValueError, match=r"The log-SNR is .*finite ends"):
+        tr.Importance()(sd.RectifiedFlow(), u)
+
+
+def test_weights_of_a_law_of_times_reach_the_loss():
+    class Doubled(tr.Uniform):
+        def weight(self, sde, t):
+            return 2.0
+
+    x0, t, z = randn(8, 2), torch.linspace(0.1, 0.9, 8, dtype=F64), randn(8, 2, seed=1)
+    score = sd.NoisePrediction(sd.VP(), network().double())
+    plain, doubled = tr.DenoisingLoss(score), tr.DenoisingLoss(score, times=Doubled())
+    torch.testing.assert_close(doubled.at(x0, t, z), 2 * plain.at(x0, t, z))
+
+
+def test_optimal_transport_pairs_are_the_nearest_of_all_permutations():
+    import itertools
+
+    x0, noise = randn(6, 2, 2, seed=4), randn(6, 2, 2, seed=5)
+    paired = tr.OptimalTransport()(x0, noise)
+    cost = lambda z: float((x0 - z).square().sum())  # noqa: E731
+    assert cost(paired) == pytest.approx(min(cost(noise[list(p)]) for p in itertools.permutations(range(6))), rel=1e-6)
+    assert sorted(paired.flatten().tolist()) == sorted(noise.flatten().tolist()) and not torch.equal(paired, noise)
+
+
+def test_flow_matching_with_optimal_transport_gives_a_straighter_flow_to_the_same_law():
+    """The same short training with and without: both flows reach the data, and the paths of the paired one are straighter.
+
+    Two Gaussians in the plane. Thresholds are for trained networks, at one seed.
+    """
+    law = sd.densities.Mixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), std=0.3)
+    data, sde = law.sample(4000, seed=0), sd.RectifiedFlow()
+    bends, energies = {}, {}
+    for name, pairing in (("independent", None), ("paired", tr.OptimalTransport())):
+        torch.manual_seed(0)
+        score = sd.FlowPrediction(sde, sd.networks.MLP(2, width=32, depth=2))
+        loss = tr.DenoisingLoss(score, pairing=pairing)
+        fit = tr.fit(score, data, loss=loss, steps=200, batch_size=64, lr=4e-3, ema=0.98, seed=0, progress=False)
+        flow, z = sde.probability_flow(fit.score), randn(1000, 2, dtype=torch.float32)
+        fine = sd.solve(flow, z, solver=sd.Heun(), t0=1.0, t1=1e-3, steps=30).x
+        with torch.no_grad():
+            one = z - 0.999 * fit.score.split(z, 1.0)[1].sub(fit.score.split(z, 1.0)[0])  # a single Euler step
+        bends[name] = float((fine - one).square().mean().sqrt())
+        energies[name] = sd.metrics.energy_distance(fine, law.sample(1000, seed=1))
+    assert bends["paired"] < 0.5 * bends["independent"]
+    assert max(energies.values()) < 0.05  # N(0, I) is 0.9 away
+
+
+# ---- scales and pretrained folders ------------------------------------------------------------------------------------
+
+
+def test_scales_of_data_by_hand():
+    x = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0], [0.3, 0.4]], dtype=F64)
+    scales = sd.Scales.of(x)
+    assert scales.sigma_data == pytest.approx(float(((x - x.mean(0)) ** 2).mean().sqrt()))
+    assert scales.sigma_max == pytest.approx(5.0)
+    # Nearest others: 0.5, 0 (a repeat, left out), 4.5, 0 (likewise): their median, the lower of the two, over √2.
+    assert scales.sigma_min == pytest.approx(0.1 * 0.5 / math.sqrt(2))
+    for sde in (sd.VP(), sd.EDM()):
+        first, last = scales.times(sde)
+        ratio = lambda t, sde=sde: float(sde.sigma(t) / sde.alpha(t))  # noqa: E731
+        assert ratio(first) == pytest.approx(scales.sigma_min, rel=1e-6)
+        assert ratio(last) == pytest.approx(5.0, rel=1e-6)
+        tr.Uniform(first, last)(sde, torch.tensor([0.5], dtype=F64))
+    with pytest.raises(ValueError, match="at least two"):
+        sd.Scales.of(x[:1])
+    with pytest.raises(ValueError, match="All samples are equal"):
+        sd.Scales.of(torch.ones(4, 2))
+    with pytest.raises(ValueError, match="NaN"):
+        sd.Scales.of(torch.full((4, 2), math.nan))
+
+
+def pretrained(folder):
+    score = sd.Preconditioned(sd.VP(), sd.networks.UNet((4, 4), channels=(8,), blocks=1, classes=3), sigma_data=0.7)
+    there = sd.Standardisation(torch.tensor(2.0, dtype=F64), torch.tensor(0.1, dtype=F64))
+    tr.save_pretrained(folder, score, there, sd.Scales(0.7, 1 / 3, 9.0))
+    return score, there
+
+
+def test_a_pretrained_folder_gives_back_the_very_same(tmp_path):
+    score, there = pretrained(tmp_path / "new" / "folder")
+    got = tr.from_pretrained(tmp_path / "new" / "folder")
+    same_state(got.score, score)
+    assert got.standardisation.std == there.std and got.scales == sd.Scales(0.7, 1 / 3, 9.0)
+    assert got.score.net.channels == (8,) and got.score.sigma_data == 0.7
+    config = json.loads((tmp_path / "new" / "folder" / "config.json").read_text())
+    assert config["score"]["args"]["net"]["args"]["classes"] == 3 and len(config["sha256"]) == 64
+    assert sorted(p.name for p in (tmp_path / "new" / "folder").iterdir()) == ["config.json", "model.safetensors"]
+    same_state(tr.load(tmp_path / "new" / "folder" / "model.safetensors").score, score)
+
+
+def test_damage_to_a_pretrained_folder_is_told(tmp_path):
+    pretrained(tmp_path)
+    model, config = tmp_path / "model.safetensors", tmp_path / "config.json"
+    content, about = model.read_bytes(), config.read_text()
+    for change in (content[:-50], content[:-1] + bytes([content[-1] ^ 1]), b"\x80\x04K\x01."):
+        model.write_bytes(change)
+        with pytest.raises(ValueError, match="SHA-256 differs"):
+            tr.from_pretrained(tmp_path)
+    model.write_bytes(content)
+    for change, message in (
+        (about[:100], "config.json is damaged"),
+        (about.replace('"format": 1', '"format": 7'), "has format 7"),
+        ("[]", "has format None"),
+        (about.replace('"beta_max": 20.0', '"beta_max": 21.0'), "describes another score"),
+    ):
+        config.write_text(change)
+        with pytest.raises(ValueError, match=message):
+            tr.from_pretrained(tmp_path)
+    config.unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(FileNotFoundError, match=r"has no config.json. \(Pickled weights, .bin or .pt, are never read"):
+        tr.from_pretrained(tmp_path)

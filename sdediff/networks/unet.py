@@ -150,7 +150,8 @@ class Attention(nn.Module):
 
 
 def _norm(channels: int, affine: bool = True) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(8, channels), channels, affine=affine)
+    """Up to 8 groups of at least 4 channels: one channel alone would lose its mean."""
+    return nn.GroupNorm(math.gcd(8, channels, max(1, channels // 4)), channels, affine=affine)
 
 
 def _zero(layer: Any) -> Any:

@@ -32,6 +32,8 @@ def describe(value: Any) -> Any:
     if not isinstance(value, (SDE, nn.Module)):
         return {"class": path, "obstacle": f"a {cls.__name__} cannot be kept in a file"}
     args: dict[str, Any] = {}
+    if cls.__module__.split(".")[0] != _PACKAGE:  # will not be rebuilt, so its arguments are of no use
+        return {"class": path, "args": args}
     for name in _arguments(cls):
         if not hasattr(value, name):
             return {"class": path, "obstacle": f"{cls.__name__} does not keep its argument {name} as an attribute"}

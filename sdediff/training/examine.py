@@ -12,7 +12,7 @@ from torch import Tensor
 from .draws import KeyedDraws
 from .losses import Loss
 
-_DRAWS, _BINS = 1024, 8  # at least so many draws; parts of the law of times
+_DRAWS, _CHUNK, _BINS = 1024, 256, 8  # at least so many draws; so many at once; parts of the law of times
 _SEED = 0
 
 
@@ -55,8 +55,8 @@ class Examiner:
             return None
         score.eval()
         values, quantiles = [], []
-        for first in range(0, count, _DRAWS):
-            x0, cond = batch(score, self.data, self.cond, self.rows[first : first + _DRAWS])
+        for first in range(0, count, _CHUNK):
+            x0, cond = batch(score, self.data, self.cond, self.rows[first : first + _CHUNK])
             # Each chunk has its own places in one batch of them all: strata of the whole law of times.
             draws = KeyedDraws(_SEED, count, first, first + len(x0), stratified=self.loss.stratified).at(0, x0)
             with self.autocast:
