@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ..densities import Density
 from ..diffusion import Diffusion
-from ..linear import LinearSDE
 from ..sde import SDE, ScoreLike
 from .budget import affordable, check_budget
 from .halving import projection_test, random_directions
 from .laws import Diffused, Fixed, Law, law_of
+from .moments import Kernel, start_errors
 from .operator import fokker_planck, jacobian, residual, rows
 from .report import Report, Row, exact_row, judge
 from .statistics import Outcome, worst, z_test
@@ -177,13 +177,9 @@ def _exact_rows(law: Law, pair: _Pair, t: float, seed: int) -> tuple[Row, ...]:
         found["L*p = ∂p/∂t, forward"] = residual(torch.cat([forward, -rate]))
         found["L*p = -∂p/∂t, backward"] = residual(torch.cat([backward, rate]))
     if isinstance(law, Diffused):
-        found["α(0) = 1, σ(0) = 0"] = _start_of_kernel(law.exact.sde)
+        # The law at t = 0 is that of the data.
+        found["α(0) = 1, σ(0) = 0"] = sum(start_errors(Kernel(law.exact.sde, law.event_shape)))
     return tuple(exact_row(what, value, TOLERANCE) for what, value in found.items())
-
-
-def _start_of_kernel(sde: LinearSDE) -> float:
-    """|α(0) - 1| + σ²(0), which is 0: the law at t = 0 is that of the data."""
-    return abs(float(sde.alpha(0.0)) - 1) + float(sde.variance(torch.zeros((), dtype=torch.float64)))
 
 
 def _rate_of_change(law: Law, x: Tensor, t: float) -> Tensor:

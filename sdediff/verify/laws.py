@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..densities import Density, Mixture, as_density
 from ..exact import ExactScore
-from ..linear import LinearSDE
 from ..nonlinear import KernelScore, KernelSDE
-from ..sde import SDE, ScoreLike
+from ..sde import SDE, Linear, ScoreLike
 
 
 class Law(ABC):
@@ -90,10 +89,10 @@ class Diffused(Law):
         density: the law at t = 0, one with a closed form under it.
     """
 
-    def __init__(self, sde: LinearSDE, density: Density):
+    def __init__(self, sde: SDE, density: Density):
         self.density = density.to(torch.device("cpu"), torch.float64)
         self.exact = ExactScore(sde, self.density)
-        self.event_shape = density.event_shape
+        self.event_shape = self.exact.event_shape or density.event_shape
 
     def __str__(self) -> str:
         return f"{type(self.density).__name__} at t = 0, diffused in closed form"
@@ -113,15 +112,11 @@ class Diffused(Law):
 
     def shadow(self, direction: Tensor, t: float) -> Line | None:
         """A projected mixture is a mixture."""
-        if not isinstance(self.density, Mixture):
-            return None
-        alpha, variance = float(self.exact.sde.alpha(t)), float(self.exact.sde.sigma(t)) ** 2
-        return _projected(self.density, direction, alpha, variance)
+        return _projected(self.exact.law(t), direction) if isinstance(self.density, Mixture) else None
 
     def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
         """The components of a mixture."""
-        sde = self.exact.sde
-        return _components(self.density, x, sde.alpha(t), sde.sigma(t))
+        return _components(self.exact.law(t), x) if isinstance(self.density, Mixture) else None
 
 
 class Started(Law):
@@ -179,11 +174,11 @@ class Fixed(Law):
 
     def shadow(self, direction: Tensor, t: float) -> Line | None:
         """A projected mixture is a mixture."""
-        return _projected(self.density, direction, 1.0, 0.0) if isinstance(self.density, Mixture) else None
+        return _projected(self.density, direction) if isinstance(self.density, Mixture) else None
 
     def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
         """The components of a mixture."""
-        return _components(self.density, x, torch.ones(()), torch.zeros(()))
+        return _components(self.density, x)
 
 
 def law_of(sde: SDE, density: Density | Law) -> Law:
@@ -196,21 +191,20 @@ def law_of(sde: SDE, density: Density | Law) -> Law:
         return density
     density = as_density(density)
     closed_form = type(density).diffused is not Density.diffused
-    return Diffused(sde, density) if isinstance(sde, LinearSDE) and closed_form else Fixed(density)
+    return Diffused(sde, density) if isinstance(sde, Linear) and closed_form else Fixed(density)
 
 
-def _projected(mixture: Mixture, direction: Tensor, alpha: float, variance: float) -> Line:
-    """The law of u·(alpha x + noise) for x of the mixture: per mode, mean alpha u·m and variance alpha² uᵀSu + variance."""
+def _projected(mixture: Mixture, direction: Tensor) -> Line:
+    """The law of u·x for x of the mixture: per mode, mean u·m and variance uᵀSu."""
     u = direction.double()
     if mixture.basis is None:
         spread = mixture.variances.squeeze(1) * u.square().sum()
     else:
         spread = (mixture.variances * (u @ mixture.basis).square()).sum(1)
-    stds = (alpha**2 * spread + variance * u.square().sum()).sqrt()
-    return Line(alpha * (mixture.means @ u), stds, mixture.weights)
+    return Line(mixture.means @ u, spread.sqrt(), mixture.weights)
 
 
-def _components(density: Density, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor] | None:
+def _components(density: Density, x: Tensor) -> tuple[Tensor, Tensor] | None:
     if not isinstance(density, Mixture) or len(density.means) == 1:
         return None
-    return density.diffused(x, alpha, sigma).weights.T, density.weights
+    return density.responsibilities(x), density.weights

@@ -131,12 +131,17 @@ def _affine(sde: SDE, event_shape: tuple[int, ...], times: Sequence[float], x: T
     return exact_row("kernel: f is affine in x, g ignores x", worst, SAME, where)
 
 
-def _start(kernel: Kernel) -> Row:
+def start_errors(kernel: Kernel) -> tuple[float, float]:
+    """By how much the kernel at t = 0 misses the identity: in its map and shift, and in its covariance."""
     start = kernel.at(0.0)
     off = (start.map - torch.eye(kernel.size, dtype=torch.float64)).abs().max() + start.shift.abs().max()
-    spread = (start.covariance - _noise_of_start(kernel)).abs().max()
-    detail = f"at t = 0 its map is off the identity by {float(off):.2g} and its covariance off by {float(spread):.2g}."
-    return exact_row("kernel: x_0 at t = 0", float(off) + float(spread), SAME, detail)
+    return float(off), float((start.covariance - _noise_of_start(kernel)).abs().max())
+
+
+def _start(kernel: Kernel) -> Row:
+    off, spread = start_errors(kernel)
+    detail = f"at t = 0 its map is off the identity by {off:.2g} and its covariance off by {spread:.2g}."
+    return exact_row("kernel: x_0 at t = 0", off + spread, SAME, detail)
 
 
 def _noise_of_start(kernel: Kernel) -> Tensor:

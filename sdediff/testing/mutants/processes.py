@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...checks import Time
+from ...coupled import CorrelatedOU
 from ...diffusion import Dense, Diffusion
 from ...gaussian import Gaussian
 from ...linear import LinearSDE, Transition
@@ -141,6 +142,20 @@ class StandardNormalPrior(VE):
         return Gaussian(torch.zeros(()), torch.ones(()), tuple(event_shape))
 
 
+class UncorrelatedNoise(CorrelatedOU):
+    """The kernel of a coupled process has the right variances and no covariances."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.tensor([[1.0, 0.0], [0.8, 0.6]]), t_max=3.0)
+
+    def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
+        law = self.marginal(x0, t)
+        mean = law.from_noise(torch.zeros_like(noise))
+        units = torch.eye(2, dtype=noise.dtype)
+        columns = torch.stack([law.from_noise(unit.expand_as(noise)) - mean for unit in units])
+        return mean + noise * columns.square().sum(0).sqrt()
+
+
 # ---- the reversal -----------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +225,17 @@ class ReversedClock(_HandMade):
 
     def score_time(self, t: Tensor) -> Tensor:
         return self.t_max - t
+
+
+class UnsquaredReverse(VP):
+    """The reverse SDE has f - g s: g where g² belongs."""
+
+    def reverse(
+        self, score: ScoreLike, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
+    ) -> SDE:
+        if stochasticity != 1.0 or diffusion is not None:
+            return super().reverse(score, stochasticity, diffusion=diffusion)
+        return _Backward(self, lambda x, t: self.drift(x, t) - self.diffusion(x, t) @ score(x, t))
 
 
 class UnhalvedFlow(VP):
@@ -402,10 +428,11 @@ PROCESSES: tuple[Mutant, ...] = (
     ),
     *_mutants(
         "kernel", DoubledBeta, UnscheduledVE, SubVPWithVPKernel, CancellingVariance, PerturbedByVariance, SlightlyWide,
-        ForgetfulTransition, HalvedLogSNR, MislaidTime, StandardNormalPrior,
+        ForgetfulTransition, HalvedLogSNR, MislaidTime, StandardNormalPrior, UncorrelatedNoise,
     ),
     *_mutants(
-        "reversal", HalvedScore, UphillScore, NoisyReverse, StaleReverse, ReversedClock, UnhalvedFlow, ForgottenDivergence,
+        "reversal", HalvedScore, UphillScore, NoisyReverse, UnsquaredReverse, StaleReverse, ReversedClock, UnhalvedFlow,
+        ForgottenDivergence,
         HalvedDivergence, SummedDivergence, DetachedNoise, TransposedNoise,
     ),
     *_mutants(

@@ -126,25 +126,33 @@ class NoiselessReverse(AffineStep):
 
 
 class ExactButForNoise(ExactTransition):
-    """The exact transition with the standard deviation of an Euler step, g√h."""
+    """The exact transition with the standard deviation of an Euler step, g√h: of weak order 1, sold as 2."""
+
+    orders = Orders(weak=2.0)
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         kernel: Any = process.transition(grid[:-1], grid[1:])  # type: ignore[attr-defined]
         nodes = grid.tolist()
 
         def advance(k: int, x: Tensor) -> Tensor:
-            h = nodes[k + 1] - nodes[k]
-            return kernel.scale[k] * x + process.diffusion(x, nodes[k]) @ (noise.normal() * math.sqrt(h))
+            return kernel.scale[k] * x + process.diffusion(x, nodes[k]) @ noise.increment(nodes[k], nodes[k + 1])
 
         return advance
 
 
 class WrongCorrection(Milstein):
-    """Milstein with ½gg′(ΔW² + |h|): the correction of Stratonovich calculus, and its sign."""
+    """Milstein with ½gg′(ΔW² + |h|) for ½gg′(ΔW² - |h|): one sign."""
 
-    def step(self, process: SDE, x: Tensor, s: float, t: float, noise: Stream) -> Tensor:
-        good = super().step(process, x, s, t, noise)
-        return good + 0.5 * process.gram_divergence(x, s) * abs(t - s)
+    def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
+        good, nodes = super().prepare(process, grid, noise), grid.tolist()
+
+        def advance(k: int, x: Tensor) -> Tensor:
+            new = good(k, x)
+            if process.direction == 0:
+                return new
+            return new + 0.5 * process.gram_divergence(x, nodes[k]) * abs(nodes[k + 1] - nodes[k])
+
+        return advance
 
 
 # ---- the clock --------------------------------------------------------------------------------------------------------
@@ -228,6 +236,12 @@ class EulerSoldAsHeun(EulerMaruyama):
     orders = Orders(strong=0.5, strong_additive=1.0, weak=1.0, ode=2.0)
 
 
+class UnadjustedLangevin(EulerMaruyama):
+    """Langevin steps without Metropolis' correction, sold as free of a bias of first order."""
+
+    orders = Orders(strong=0.5, strong_additive=1.0, weak=2.0, ode=1.0)
+
+
 class _WrongWeights(Rule):
     """A rule with a factor on the weights of all predictions but the newest."""
 
@@ -305,7 +319,7 @@ SOLVERS: tuple[Mutant, ...] = (
         NoiselessReverse, ExactButForNoise, WrongCorrection, NoisyDDIM,
     ),
     *_mutants("clock", UnsignedStep, FrozenTime, MissingLastStep, StretchedStep),
-    *_mutants("order", UnevenHeun, EulerSoldAsHeun, BrokenMultistep, UnbalancedMultistep),
+    *_mutants("order", UnevenHeun, EulerSoldAsHeun, UnadjustedLangevin, BrokenMultistep, UnbalancedMultistep),
     *_mutants("batch", BatchNormStep, ConstantNudge),
 )  # fmt: skip
 """Solvers that ``check_solver`` must reject."""

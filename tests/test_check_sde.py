@@ -1,0 +1,510 @@
+"""check_sde: right processes pass, what fails or is left out is told with reasons, and false alarms are as rare as it says."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from torch.distributions import Independent, LogNormal
+
+import sdediff as sd
+from sdediff.cli import main
+from sdediff.testing import check_sde as assert_sde
+from sdediff.testing import passes
+from sdediff.verify import budget, moments, report, statistics
+from sdediff.verify.check_sde import _case
+from sdediff.verify.contract import contract
+from sdediff.verify.differences import slope
+from sdediff.verify.page import page
+from sdediff.verify.particles import merged
+
+D = sd.densities
+
+
+class Custom(sd.SDE):
+    """Three lines, as in the documentation."""
+
+    def f(self, x, t):
+        return -(1 + t) * x + 0.5
+
+    def g(self, x, t):
+        return 1.0
+
+
+class Cubic(sd.SDE):
+    """No kernel: a double well with noise that depends on all of the state."""
+
+    def f(self, x, t):
+        return x - x**3
+
+    def g(self, x, t):
+        return 0.5 + 0.2 * x.reshape(len(x), -1).sum(1).tanh().reshape(-1, *[1] * (x.ndim - 1))
+
+
+def positive(d=2):
+    mean = torch.zeros(d, dtype=torch.float64)
+    return D.as_density(Independent(LogNormal(mean, mean + 0.5), 1))
+
+
+PROCESSES = {
+    "OU": sd.OU,
+    "VP": sd.VP,
+    "SubVP": sd.SubVP,
+    "CustomVP": lambda: sd.CustomVP(lambda t: 1 + 5 * t**2),
+    "CosineVP": sd.CosineVP,
+    "VE": sd.VE,
+    "EDM": sd.EDM,
+    "RectifiedFlow": sd.RectifiedFlow,
+}
+COUPLED = {
+    "CLD": sd.CLD,
+    "CorrelatedOU": lambda: sd.CorrelatedOU(torch.tensor([[1.0, 0.0], [0.6, 0.8]])),
+    "Blurring": lambda: sd.Blurring((2, 2)),
+}
+DENSITIES = {
+    "ring": lambda: D.ring(8),
+    "moons": D.moons,
+    "full": lambda: D.anisotropic(3, weights=[1.0, 2.0, 3.0]),
+    "line": D.bimodal,
+    "pair": lambda: D.Mixture([[-1.0], [1.5]], std=0.3),
+    "image": lambda: D.gaussian(torch.zeros(1, 2, 2), 0.7),
+    "checkerboard": D.Checkerboard,
+    "banana": D.Banana,
+    "funnel": lambda: D.Funnel(2, 1.0),
+    "samples": lambda: D.Empirical(D.ring(8).sample(64, seed=0)),
+}
+COVERING = [
+    ("OU", "full"), ("VP", "ring"), ("SubVP", "line"), ("CustomVP", "image"), ("CosineVP", "checkerboard"),
+    ("VE", "banana"), ("EDM", "samples"), ("RectifiedFlow", "moons"),
+]  # fmt: skip
+OTHERS = {
+    "custom": (Custom, lambda: None),
+    "cubic": (Cubic, D.Banana),
+    "geometric": (sd.GeometricBrownianMotion, positive),
+    "CIR": (lambda: sd.CIR(xi=0.7), lambda: None),
+    "Jacobi": (lambda: sd.Jacobi(2.0, 3.0), lambda: None),
+    "overdamped": (lambda: sd.Overdamped(D.ring(8)), lambda: D.ring(8)),
+    "underdamped": (lambda: sd.Underdamped(D.ring(8)), lambda: sd.Phase(D.ring(8))),
+}
+
+
+# ---- right processes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("process", "density"), COVERING)
+def test_every_shipped_process_passes(process, density):
+    found = assert_sde(PROCESSES[process](), DENSITIES[density](), n=1_000)
+    assert len(found.rows) >= 27 and sum(row.p is not None for row in found.rows) == 3
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_processes_pass(other):
+    make, density = OTHERS[other]
+    found = assert_sde(make(), density(), n=1_000)
+    kernel = any(row.what.startswith("kernel") for row in found.rows)
+    assert kernel == (other == "custom")
+    moving = any(row.what.startswith("Fokker-Planck") for row in found.rows)
+    assert moving == (other in ("custom", "geometric", "CIR", "Jacobi"))
+
+
+def test_coupled_processes_pass():
+    """Matrix kernels, of full states and of states that are more than data."""
+    for process, density in (("CorrelatedOU", "ring"), ("CLD", "pair")):
+        found = assert_sde(COUPLED[process](), DENSITIES[density](), n=1_000)
+        assert len(found.rows) >= 25
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("density", DENSITIES)
+@pytest.mark.parametrize("process", [*PROCESSES, *COUPLED])
+def test_every_process_and_density(process, density):
+    """At a budget of 10 s check_sde, and langevin_identity, pass within 30 s together."""
+    sde, law = {**PROCESSES, **COUPLED}[process](), DENSITIES[density]()
+    if process == "Blurring":  # which has a shape of its own
+        law = D.Mixture(torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0)), std=0.4)
+    elif process in COUPLED and (law.event_shape != (2,) or not isinstance(law, D.Mixture)):
+        law = D.gaussian((1.0, -2.0), 0.5)  # matrix kernels take mixtures
+    started = time.perf_counter()
+    assert_sde(sde, law, budget=10)
+    t = float(sde.time_of(0.0))
+    passes(sd.verify.langevin_identity(sde, law, t, budget=10))
+    assert time.perf_counter() - started < 30
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("other", OTHERS)
+def test_other_processes_at_length(other):
+    make, density = OTHERS[other]
+    assert_sde(make(), density(), budget=10)
+
+
+# ---- what is told -----------------------------------------------------------------------------------------------------
+
+
+def row(found, start):
+    (only,) = [r for r in found.rows if r.what.startswith(start)]
+    return only
+
+
+class Raising(Custom):
+    def f(self, x, t):
+        if t.ndim == 0 and float(t) > 0.5:
+            raise RuntimeError("no drift past\nthe middle")
+        return super().f(x, t)
+
+
+def test_an_error_in_f_is_a_row_with_its_place():
+    found = sd.verify.check_sde(Raising(), n=1_000)
+    told = row(found, "f, g: finite").detail
+    line = (
+        Path(__file__).read_text().splitlines().index('            raise RuntimeError("no drift past\\nthe middle")')
+        + 1
+    )
+    assert told == f"RuntimeError: no drift past the middle (test_check_sde.py, line {line}, in f)"
+    assert not found.passed and told in " ".join(str(found).split())
+
+
+class Unusable(sd.SDE):
+    def f(self, x, t):
+        return x @ torch.ones(3, 3)
+
+    def g(self, x, t):
+        return torch.ones(x.shape[-1])
+
+
+def test_where_f_and_g_cannot_be_called_nothing_else_is_judged():
+    found = sd.verify.check_sde(Unusable(), n=1_000)
+    assert [r.passed for r in found.rows] == [False, False] and "all the rest" in found.unchecked[0]
+    assert "test_check_sde.py" in found.rows[0].detail and "g.reshape(1, ..., d)" in found.rows[1].detail
+
+
+def test_states_outside_the_domain_ask_for_a_density():
+    class Root(sd.SDE):
+        def f(self, x, t):
+            return 1 - x
+
+        def g(self, x, t):
+            return 0.3 * x.sqrt()
+
+    found = sd.verify.check_sde(Root(), n=1_000)
+    assert "density=" in row(found, "f, g: finite").detail
+    inside = sd.verify.check_sde(Root(), positive(), n=1_000)
+    assert inside.passed, inside
+
+
+def test_what_is_not_checked_is_named_with_its_reason():
+    found = sd.verify.check_sde(Cubic(), n=1_000)
+    assert any("Gaussian" in text and "Cubic" in text for text in found.unchecked)
+    assert "Not checked: kernel" in str(found) and "Not checked" in found.to_html()
+    large = sd.verify.check_sde(sd.VP(), event_shape=(5, 5), n=1_000)
+    assert large.passed and any("25 coordinates" in text for text in large.unchecked)
+    assert not any(r.what.startswith("reverse, η") for r in large.rows)
+    ode = sd.verify.check_sde(Decay(), n=1_000)
+    assert any("an ODE" in text for text in ode.unchecked)
+
+
+class Decay(sd.ODE):
+    def f(self, x, t):
+        return -x
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: sd.verify.check_sde(Custom), TypeError, r"write Custom\(\.\.\.\)"),
+        (lambda: sd.verify.check_sde(3), TypeError, "got int"),
+        (lambda: sd.verify.check_sde(sd.VP().reverse(lambda x, t: -x)), ValueError, "before its reversal"),
+        (lambda: sd.verify.check_sde(sd.VP(), D.ring(), event_shape=(3,)), ValueError, "give one of the two"),
+        (lambda: sd.verify.check_sde(sd.VP(), budget=0), ValueError, "positive number of seconds"),
+        (lambda: sd.verify.check_sde(sd.VP(), n=10), ValueError, "at least 1000"),
+        (lambda: sd.verify.check_sde(sd.VP(), level=2), ValueError, "between 0 and 1"),
+        (lambda: sd.verify.langevin_identity(sd.VP(), D.ring(), 0.3, budget=-1), ValueError, "budget"),
+        (lambda: sd.verify.duality(sd.VP(), D.ring(), budget="5"), ValueError, "budget"),
+        (lambda: sd.verify.fokker_planck(sd.VP(), D.ring(), 2.0), ValueError, "outside"),
+        (lambda: sd.verify.fokker_planck(sd.VP().reverse(lambda x, t: -x), D.ring(), 0.2), ValueError, "before it"),
+    ],
+)  # fmt: skip
+def test_calls_that_make_no_sense(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+def test_assertion_holds_the_report():
+    class Wrong(sd.VP):
+        def variance(self, t):
+            return 1.01 * super().variance(t)
+
+    with pytest.raises(AssertionError, match="kernel: its covariance as f and g say") as caught:
+        assert_sde(Wrong(), n=1_000)
+    assert re.search(r"moves 1\.0[01]\d* times what f and g say", " ".join(str(caught.value).split()))
+
+
+# ---- the parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_slopes_by_differences():
+    at = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
+    for function, derivative in (
+        (lambda e: torch.sin(3 * (at + e)), 3 * torch.cos(3 * at)),
+        (lambda e: torch.exp(-5 * (at + e) ** 2), -10 * at * torch.exp(-5 * at**2)),
+        (lambda e: (at + e - 0.29).abs(), torch.ones(3)),  # a kink within reach of the largest steps
+    ):
+        assert torch.allclose(slope(function, 0.2), derivative.double(), rtol=1e-8, atol=1e-11)
+
+
+def test_moments_are_read_off():
+    """x + 2 flipped noise + 1 has map I, shift 1, covariance 4 I."""
+    found = moments.read_off(lambda x, z: x + 2 * z.flip(1) + 1, (3,))
+    eye = torch.eye(3, dtype=torch.float64)
+    assert torch.equal(found.map, eye) and torch.equal(found.shift, torch.ones(3).double())
+    assert torch.allclose(found.covariance, 4 * eye)
+    vp = moments.Kernel(sd.VP(), (2,)).at(0.3)
+    assert torch.allclose(vp.map, float(sd.VP().alpha(0.3)) * eye[:2, :2])
+    assert torch.allclose(vp.covariance, float(sd.VP().sigma(0.3)) ** 2 * eye[:2, :2])
+
+
+def test_coefficients_are_read_off():
+    class Turning(sd.SDE):
+        def f(self, x, t):
+            return torch.stack([x[:, 1] + 2, -3 * x[:, 0]], 1)
+
+        def g(self, x, t):
+            return sd.Dense(torch.tensor([[[1.0, 0.0], [2.0, 1.0]]], dtype=x.dtype))
+
+    found = moments.coefficients(Turning(), (2,), 0.5)
+    assert found.rate.tolist() == [[0, 1], [-3, 0]] and found.push.tolist() == [2, 0]
+    assert found.gram.tolist() == [[1, 2], [2, 5]]
+
+
+@pytest.mark.parametrize("wrong", ["g at t + 1e-6", "a tenth of a per mille"])
+def test_moment_equations_see_small_errors(wrong):
+    class Off(sd.VP):
+        def diffusion_coefficient(self, t):
+            good = super().diffusion_coefficient
+            return good(t + 1e-6) if wrong.startswith("g") else 1.00001 * good(t)
+
+    found = sd.verify.check_sde(Off(), n=1_000)
+    assert not row(found, "kernel: its covariance").passed
+    assert all(r.passed for r in found.rows if r.p is not None)  # particles cannot see that
+
+
+def test_joint_test_level_and_power():
+    """1,000 repetitions of 4 correlated functions: uniform p-values where the means vanish; the claimed effect is seen."""
+    n, k, level = 500, 4, 0.02
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(k, k, generator=generator, dtype=torch.float64)
+    values = torch.randn(1_000, n, k, generator=generator, dtype=torch.float64) @ mix
+    p = [statistics.joint_test(v).p for v in values]
+    assert stats.kstest(p, "uniform").pvalue > 1e-4
+    effect = statistics.joint_test(values[0]).detectable(level)
+    direction = torch.randn(k, generator=generator, dtype=torch.float64)
+    shift = effect * (direction / direction.norm()) @ mix
+    seen = sum(statistics.joint_test(v + shift).p <= level for v in values)
+    assert stats.binomtest(seen, len(values), 0.99).pvalue > 1e-4
+    assert statistics.joint_test(values[0] + shift).statistic == pytest.approx(effect, rel=0.3)
+
+
+def test_joint_test_of_what_does_not_vary():
+    """A function that is constant, or a copy of another, has no say; NaN fails."""
+    v = torch.randn(400, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    doubled = torch.cat([v, v[:, :1], 0 * v[:, :1]], 1)
+    assert statistics.joint_test(doubled).p == pytest.approx(statistics.joint_test(v).p, rel=1e-6)
+    assert statistics.joint_test(torch.zeros(10, 2)).p == 1.0 and statistics.joint_test(torch.ones(10, 2)).p == 0.0
+    v[3] = math.nan
+    assert statistics.joint_test(v).p == 0.0
+
+
+def test_more_time_buys_more_particles():
+    """Work of 20 µs a particle: 0.5 s are about 25,000; and never fewer than the least."""
+
+    def work(n):
+        until = time.perf_counter() + 2e-5 * n
+        while time.perf_counter() < until:
+            pass
+
+    assert 8_000 < budget.affordable(work, 0.5) < 40_000
+    assert budget.affordable(work, 1e-3) == budget.FEWEST
+
+
+def test_a_budget_is_kept_and_reported():
+    started = time.process_time()
+    found = sd.verify.check_sde(sd.VP(), budget=1.5)
+    assert time.process_time() - started < 4.5  # no more than three times what was asked for
+    assert any("particles, which" in note for note in found.notes)
+    few = sd.verify.check_sde(sd.VP(), n=1_000)
+    first = [next(r.detectable for r in report.rows if r.p is not None) for report in (found, few)]
+    assert first[0] < first[1]
+    assert sd.verify.langevin_identity(sd.VP(), D.ring(), 0.3, budget=0.3).passed
+    assert sd.verify.duality(sd.VP(), D.ring(), times=[0.3], steps=50, budget=0.3).passed
+
+
+def test_reports_repeat():
+    """The same n and seed give the same report; another seed another one, with the same verdict."""
+    one, same, other = (sd.verify.check_sde(sd.VP(), n=1_000, seed=s) for s in (0, 0, 1))
+    assert one == same and one.rows[-1].p != other.rows[-1].p and other.passed
+
+
+def test_contract_rows_alone():
+    """Rows of the contract, and nothing that was not asked for: no random number but one's own."""
+    state = torch.get_rng_state()
+    rows = contract(_case(Custom(), None, None).probe, 0)
+    assert len(rows) == 10 and all(r.passed for r in rows)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+# ---- Fokker-Planck, pointwise ---------------------------------------------------------------------------------------------
+
+
+def test_fokker_planck_equation():
+    for sde in (sd.VP(), sd.CLD()):
+        found = sd.verify.fokker_planck(sde, D.ring(8), 0.3)
+        assert found.passed and len(found.rows) == 3 and max(r.statistic for r in found.rows) < 1e-11, found
+    score = sd.ExactScore(sd.VP(), D.ring(8))
+    wrong = sd.verify.fokker_planck(sd.VP(), D.ring(8), 0.3, score=lambda x, t: 1.01 * score(x, t))
+    assert [r.passed for r in wrong.rows] == [True, False, False]
+    still = sd.verify.fokker_planck(sd.Overdamped(D.Banana()), D.Banana(), 0.0)
+    assert still.passed and "stationary" in still.notes[0]
+    assert not sd.verify.fokker_planck(sd.Overdamped(D.Banana()), D.Funnel(2, 1.0), 0.0).passed
+
+
+# ---- false alarms -----------------------------------------------------------------------------------------------------------
+
+CASES = [
+    ("VP", "ring"),
+    ("EDM", "moons"),
+    ("CosineVP", "line"),
+    ("RectifiedFlow", "full"),
+    ("VE", "line"),
+    ("OU", "image"),
+]
+RUN = 1e-4
+"""The false-alarm rate of a whole run, half of it for "none fails" and half for the uniformity."""
+
+
+def calibrated(repetitions):
+    """No p-value falls below its share of the level, and all of them together are uniform (Kolmogorov-Smirnov).
+
+    With 18 p-values a repetition, a distribution function off by 2.8/√(18 repetitions) is seen with probability 0.99.
+    """
+    pooled = []
+    for process, density in CASES:
+        panel = merged(_case(PROCESSES[process](), DENSITIES[density](), None).panels(0))
+        for k in range(repetitions):
+            pooled += [outcome.p for outcome in panel(1_000, 10_000 + k).values()]
+    assert len(pooled) == 3 * repetitions * len(CASES)
+    assert min(pooled) > 0.5 * RUN / len(pooled)
+    assert stats.kstest(pooled, "uniform").pvalue > 0.5 * RUN
+
+
+def test_p_values_are_uniform():
+    calibrated(8)
+
+
+@pytest.mark.soak
+def test_p_values_are_uniform_at_length():
+    calibrated(200)
+
+
+@pytest.mark.soak
+def test_no_false_alarm_in_200_repetitions():
+    """Whole reports, the retry rule included; level RUN for all of them together."""
+    for k in range(200):
+        process, density = CASES[k % len(CASES)]
+        assert_sde(PROCESSES[process](), DENSITIES[density](), n=1_000, seed=k, level=RUN / 200)
+
+
+# ---- pages and the command line -------------------------------------------------------------------------------------------
+
+
+def test_facts_in_a_report():
+    found = sd.verify.Report("t", (report.fact_row("good"), report.fact_row("bad", "<why>")), (), ("the <rest>.",))
+    lines = str(found).splitlines()
+    assert "holds" in lines[4] and "broken" in lines[5] and not found.passed
+    assert "bad: <why>" in str(found) and "Not checked: the <rest>." in str(found)
+    content = json.loads(found.to_json())
+    assert content["unchecked"] == ["the <rest>."] and content["rows"][1]["detail"] == "<why>"
+    ends = [bar.get_x() + bar.get_width() for bar in found.plot().axes[0].patches]
+    assert ends[0] < 0 < ends[1]
+    whole = page([found], "a & b")
+    assert (
+        whole.startswith("<!doctype html>") and "<svg" in whole and "bad: &lt;why&gt;" in whole and "a &amp; b" in whole
+    )
+    assert found.to_page().count("<tr") == 3
+
+
+OWN = """
+import torch
+import sdediff as sd
+
+class Good(sd.SDE):
+    def __init__(self, speed=1.0):
+        self.speed = speed
+    def f(self, x, t):
+        return -self.speed * x
+    def g(self, x, t):
+        return 1.0
+
+class Bad(sd.VP):
+    def variance(self, t):
+        return 1.1 * super().variance(t)
+
+ready = sd.VP()
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("my_sde.py").write_text(OWN)
+    Path("one.py").write_text(OWN.split("class Bad")[0])
+    Path("syntax.py").write_text("def (:")
+    Path("missing.py").write_text("import there_is_no_such_module")
+    Path("leaves.py").write_text("import sys\nsys.exit(3)")
+    Path("raises.py").write_text("1 / 0")
+
+
+def test_a_process_of_ones_own_on_the_command_line(own, capsys):
+    assert main(["verify", "my_sde.py:Good(speed=2)", "--n", "1000", "--out", "out", "--html", "r.html"]) == 0
+    assert "PASS: my_sde.py:Good(speed=2)" in capsys.readouterr().out
+    assert json.loads(Path("out/check_sde.json").read_text())["passed"]
+    assert Path("out/check_sde.png").stat().st_size > 5000 and "<svg" in Path("r.html").read_text()
+    assert main(["verify", "my_sde.py:Bad", "--n", "1000", "--out", "out"]) == 1
+    assert re.search(r"moves 1\.[01]\d* times what f and g say", " ".join(capsys.readouterr().out.split()))
+    assert main(["verify", "one.py", "--n", "1000", "--shape", "1,3", "--out", "out"]) == 0
+    assert "(1, 3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("none.py:X", "no file none.py"),
+        ("my_sde.py:Nope", "It has Good, Bad, ready"),
+        ("my_sde.py", "several processes: Good, Bad"),
+        ("my_sde.py:number", "no SDE"),
+        ("my_sde.py:Good(1,2,3)", "cannot be made"),
+        ("my_sde.py:Good(torch)", "literal arguments"),
+        ("syntax.py:X", "line 1"),
+        ("missing.py:X", "there_is_no_such_module"),
+        ("leaves.py:X", "sys.exit"),
+        ("raises.py:X", "ZeroDivisionError"),
+        ("no_module_of_this_name:X", "cannot be imported"),
+        ("plain", "my_sde.py:MySDE"),
+        ("my_sde.py:Good --shape two", "--shape"),
+        ("my_sde.py:Good --budget 1 --n 2000", "--n and --budget"),
+        ("my_sde.py:Good --html page.txt", "--html page.txt must end in .html"),
+        ("my_sde.py:Good -p VP", "--process"),
+        ("my_sde.py:Good -d nothing", "no density"),
+        ("--shape 2", "--shape"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(own, capsys, words, message):
+    assert main(["verify", *words.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and message in captured.err
