@@ -1,5 +1,6 @@
 """The pictures of the README: ``python docs/make_images.py`` writes them to docs/images, each below 150 KB."""
 
+import runpy
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +12,7 @@ from PIL import Image
 import sdediff as sd
 
 FOLDER = Path(__file__).parent / "images"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 LIMIT = 150_000  # bytes
 INK, WARM = "#1b2a41", "#c8452f"
 WHEEL = LinearSegmentedColormap.from_list("wheel", [INK, "#2a7f9e", "#5fb49c", "#e0a030", WARM, "#7b2d56", INK])
@@ -70,6 +72,12 @@ def identity() -> Figure:
     return figure
 
 
+def chain_to_sde() -> None:
+    """The picture of examples/ddpm_chain.py: chains against the number of their steps."""
+    runpy.run_path(str(EXAMPLES / "ddpm_chain.py"))["main"](out=str(FOLDER / "chain_to_sde.png"))
+    _shrink(FOLDER / "chain_to_sde.png")
+
+
 def _square(k: int, half: float) -> torch.Tensor:
     ticks = torch.linspace(-half, half, k, dtype=torch.float64)
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
@@ -80,6 +88,10 @@ def save(figure: Figure, path: Path) -> None:
     """As PNG with a palette of 128 colours, below the limit."""
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=100, facecolor="white")
+    _shrink(path)
+
+
+def _shrink(path: Path) -> None:
     with Image.open(path) as image:
         image.convert("RGB").quantize(128).save(path, optimize=True)
     size = path.stat().st_size
@@ -91,3 +103,4 @@ if __name__ == "__main__":
     matplotlib.use("Agg")
     save(there_and_back(), FOLDER / "there_and_back.png")
     save(identity(), FOLDER / "identity.png")
+    chain_to_sde()

@@ -6,8 +6,10 @@ False alarms: the random tests here have a level of 1e-5 together.
 from __future__ import annotations
 
 import math
+import runpy
 from fractions import Fraction
 from itertools import pairwise
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -758,3 +760,13 @@ def test_wrong_arguments_are_named():
         chain.reverse(a_score, ddpm.DDIMStep)
     with pytest.raises(TypeError, match="LinearSDE"):
         ddpm.Chain.from_process(sd.Overdamped(RING), 5)
+
+
+def test_the_example_measures_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    script = Path(__file__).parents[1] / "examples" / "ddpm_chain.py"
+    errors, gaps = runpy.run_path(str(script))["main"](sizes=(20, 40, 80), n=500, out=str(tmp_path / "chain.png"))
+    for name in ("vanilla", "reverse diffusion", "DDIM"):
+        assert all(1.7 < a / b < 2.1 for a, b in pairwise(errors[name]))
+    assert gaps["variance β"][-1] < 0.1 and gaps["variance β̃"][-1] > 0.4
+    assert (tmp_path / "chain.png").stat().st_size > 10_000

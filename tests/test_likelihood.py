@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -494,3 +496,13 @@ def test_wrong_arguments_are_named():
             wrong()
     with pytest.raises(TypeError, match="log_prob takes any SDE"):
         sd.elbo(Geometric(), score, x)
+
+
+def test_the_example_compares_estimates(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    script = Path(__file__).parents[1] / "examples" / "likelihood.py"
+    errors = runpy.run_path(str(script))["main"](n=60, pixels=12, out=str(tmp_path / "moons.png"))
+    assert errors["flow, exact trace"][1] < 1e-6
+    assert errors["flow, 8 Hutchinson probes"][1] < 0.6 * errors["flow, 1 Hutchinson probe"][1]
+    assert errors["bound, score 10 % too long"][0] < errors["variational bound"][0] - 0.05
+    assert "the truth" in capsys.readouterr().out and (tmp_path / "moons.png").stat().st_size > 5_000

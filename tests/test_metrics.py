@@ -289,15 +289,15 @@ def test_wasserstein_of_unequal_sizes():
 
 
 def test_precision_and_recall_by_hand():
-    data, x = torch.tensor([0.0, 1.0, 2.0, 10.0]), torch.tensor([0.5, 2.5, 30.0])
+    data, x = torch.tensor([0.0, 1.0, 2.0, 10.0]), torch.tensor([0.5, 1.9, 40.0])
     got = m.precision_recall(x, data, k=1)  # data balls: radii 1, 1, 1, 8
-    assert got.precision == pytest.approx(2 / 3)  # 0.5 and 2.5
-    # sample balls: radii 2, 2, 27.5: 0.5 ± 2, 2.5 ± 2, 30 ± 27.5
-    assert got.recall == pytest.approx(1.0)
-    # 0.5 lies in the balls of 0 and 1; 2.5 in those of 2 and 10
-    assert got.density == pytest.approx(4 / 3)
-    assert got.coverage == pytest.approx(1.0)  # each of the four balls holds a sample: 10's reaches to 2
+    assert got.precision == pytest.approx(2 / 3)  # 0.5 and 1.9
+    assert got.recall == pytest.approx(1.0)  # sample balls: 0.5 ± 1.4, 1.9 ± 1.4, 40 ± 38.1
+    assert got.density == pytest.approx(4 / 3)  # 0.5 lies in the balls of 0 and 1, 1.9 in those of 1 and 2
+    assert got.coverage == pytest.approx(3 / 4)  # the ball of 10 ends at 2
     assert got.expected_coverage == pytest.approx(1 - 3 / 6)
+    swapped = m.precision_recall(data, x, k=1)
+    assert (swapped.precision, swapped.recall) == (got.recall, got.precision)
 
 
 def test_neighbourhoods_of_one_law_have_their_expectation():
@@ -372,6 +372,8 @@ def test_permutation_p_value_by_enumeration():
     got = m.energy_test(x, y, permutations=3999, seed=0)
     assert got.p_value == pytest.approx(1 / 3, abs=0.03)  # {0, 1} against {5, 6}, either way round: 2 of 6
     assert got.statistic == pytest.approx(m.energy_distance(x, y))
+    far = m.energy_test(normal(9, 2, 0), normal(9, 2, 1, 50.0), permutations=199)
+    assert far.p_value == 1 / 200  # the assignment seen is one of those counted: a p-value is never 0
     mixed = m.energy_test(torch.tensor([[0.0], [6.0]]), torch.tensor([[1.0], [5.0]]), permutations=3999)
     assert mixed.p_value > 0.9
 
@@ -445,7 +447,7 @@ def test_what_each_test_sees():
 
 @pytest.mark.soak
 def test_power_of_the_panel():
-    """The table of docs/verification.md at n = 2000 and p <= 0.05, 20 repetitions each: what sees what."""
+    """The table of docs/metrics.md at n = 2000 and p <= 0.05, 20 repetitions each: what sees what."""
     law, n, repeats = sd.densities.ring(8), 2000, 20
     kinds = {
         "wide": lambda s: sd.densities.ring(8, std=0.11).sample(n, seed=s),

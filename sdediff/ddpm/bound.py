@@ -153,7 +153,8 @@ def variational_bound(
         for i in range(1, count + 1):
             seen = torch.stack([_level(back, x0, i, decode, source) for _ in range(draws)])  # (draws, B)
             terms.append(seen.mean(0))
-            squares = squares + (seen.var(0) / draws if draws > 1 else torch.nan)
+            spread = (seen - terms[-1]).square().sum(0)  # Tensor.var over a short first axis is ten times slower
+            squares = squares + (spread / (draws * (draws - 1)) if draws > 1 else torch.nan)
         prior = kl(chain.marginal(x0, count), _standard(x0))
     levels = torch.stack(terms[1:], 1) if count > 1 else squares.new_zeros(len(x0), 0)
     nfe = tally.rows // len(x0)
