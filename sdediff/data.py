@@ -73,7 +73,7 @@ class Scales:
     r"""The sizes that matter for the noise levels of a training, in units of the data given to it.
 
     Attributes:
-        sigma_data: the standard deviation of the data: the one :class:`~sdediff.Preconditioned` wants.
+        sigma_data: the standard deviation of all entries of the data: the one :class:`~sdediff.Preconditioned` wants.
         sigma_min: a noise that hides nothing: a tenth of the median distance to the nearest other sample, per coordinate.
         sigma_max: a noise that hides all: the largest distance between two samples.
 
@@ -91,8 +91,8 @@ class Scales:
         x = x.reshape(len(x), -1)
         if len(x) < 2:
             raise ValueError("One sample has no scales: give at least two.")
-        spread = float((x - x.mean(0)).square().mean().sqrt())
-        if spread == 0:
+        spread = float((x - x.mean()).square().mean().sqrt())
+        if bool(_constant(x).all()):
             raise ValueError("All samples are equal: such data have no scales.")
         apart = torch.cdist(x[:most], x[:most])
         largest = float(apart.max()) or spread

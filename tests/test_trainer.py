@@ -15,9 +15,11 @@ import random
 import shutil
 import signal
 import sys
+import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -26,6 +28,7 @@ from torch import nn
 
 import sdediff as sd
 from sdediff import training as tr
+from sdediff.cli.main import main
 from sdediff.training import state as state_module
 from sdediff.training.order import Order, split
 from sdediff.training.tensors import read_tensors, write_tensors
@@ -524,3 +527,105 @@ def test_a_training_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     run.run()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("data.npy", (5 + 2 * DATA).numpy())
+    np.save("labels.npy", LABELS.numpy())
+    np.save("images.npy", torch.randn(40, 4, 4, generator=torch.Generator().manual_seed(0)).numpy())
+    Path("small.toml").write_text(
+        'steps = 30\nbatch-size = 16\nwidth = 8\ndepth = 1\nlr = 5e-3\nprocess = "EDM"\nout = "a"\n'
+    )
+    return tmp_path
+
+
+def about(folder):
+    return json.loads((Path(folder) / "train.json").read_text())
+
+
+def test_options_come_from_a_file_and_what_is_typed_comes_first(here, capsys):
+    assert main(["train", "--data", "data.npy", "--config", "small.toml", "--steps", "3", "--out", "b"]) == 0
+    got = about("b")
+    assert (got["steps"], got["batch_size"], got["width"], got["lr"], got["process"]) == (3, 16, 8, 5e-3, "EDM")
+    assert isinstance(tr.from_pretrained("b").score.sde, sd.EDM)
+    Path("small.json").write_text('{"data": "data.npy", "steps": 2, "width": 4, "depth": 1, "step": 3}')
+    assert main(["train", "--config", "small.json"]) == 2
+    assert "names 'step', which is no option. Did you mean steps?" in capsys.readouterr().err
+    Path("small.json").write_text('{"data": "data.npy", "steps": 2, "width": 4, "depth": 1, "shared_scale": true}')
+    assert main(["train", "--config", "small.json"]) == 0
+    assert about("run")["shared_scale"] is True and about("run")["steps"] == 2
+    for content, name, said in (
+        ("steps = [", "x.toml", "cannot be read"),
+        ("[1]", "x.json", "table of options"),
+        ("steps: 3", "x.yaml", "must be a .toml or .json file"),
+        ('steps = "many"', "y.toml", "--steps"),
+        ("steps = 0", "z.toml", "--steps"),
+    ):
+        Path(name).write_text(content)
+        assert main(["train", "--data", "data.npy", "--config", name]) == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1, err
+    assert main(["train", "--config", "none.toml"]) == 2
+    assert "There is no file none.toml" in capsys.readouterr().err
+
+
+def _command(words):
+    os._exit(main(words.split()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_same_command_goes_on_after_a_kill(here):
+    words = "train --data data.npy --labels labels.npy --config small.toml --steps 120 --save-every 1 --out"
+    assert main(f"{words} whole".split()) == 0
+    child = multiprocessing.get_context("fork").Process(target=_command, args=(f"{words} broken",))
+    child.start()
+    while len(list(Path("broken/checkpoints").glob("step-*"))) < 2:
+        time.sleep(0.005)
+        assert child.is_alive()
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert not Path("broken/model.safetensors").exists()
+    assert (
+        main(["sample", "-c", "broken", "-n", "5", "--steps", "3", "--out", "part.npy"]) == 0
+    )  # from the newest checkpoint
+    assert main(f"{words} broken".split()) == 0
+    one, two = (tr.from_pretrained(name).score.state_dict() for name in ("whole", "broken"))
+    same(one, two)
+    assert _metrics(here / "whole") == _metrics(here / "broken")
+    assert Path("whole/loss.csv").read_text() == Path("broken/loss.csv").read_text()
+
+
+def test_the_command_makes_networks_and_fills_in_the_scale(here, capsys):
+    words = "train --data images.npy --steps 2 --batch-size 8 --prediction Preconditioned --weighting Karras --times LogNormal"
+    assert main([*words.split(), "--network", "UNet(channels=(8, 8), blocks=1, attention=True)"]) == 0
+    kept = tr.from_pretrained("run")
+    assert isinstance(kept.score.net, sd.networks.UNet) and kept.score.net.channels == (8, 8)
+    assert kept.score.sigma_data == pytest.approx(kept.scales.sigma_data, rel=1e-5)
+    assert kept.scales.sigma_data == pytest.approx(1.0, rel=1e-3)  # standardised
+    assert main(["sample", "-c", "run", "-n", "3", "--steps", "2"]) == 0
+    assert np.load("samples.npy").shape == (3, 4, 4)
+    for more, said in (
+        (["--network", "UNet", "--width", "8"], "--width and --depth are those of --network MLP"),
+        (["--network", "DiffusersUNet"], "no network"),
+        (["--times", "Sometimes"], "Known: Importance, LogNormal, Uniform."),
+        (["--precision", "int8"], "must be float32, bfloat16, float16"),
+        (["--held-out", "1"], "held_out = 1.0"),
+    ):
+        assert main(["train", "--data", "images.npy", "--steps", "2", "--out", "other", *more]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_example_of_a_configuration_is_understood(here):
+    example = Path(__file__).parents[1] / "examples" / "train.toml"
+    assert main(["train", "--data", "data.npy", "--config", str(example), "--steps", "2"]) == 0
+    got = about("run")
+    assert (got["process"], got["weighting"], got["network"]) == (
+        "CosineVP",
+        "MinSNR(gamma=5)",
+        "MLP(width=256, depth=3)",
+    )

@@ -899,7 +899,7 @@ def test_flow_matching_with_optimal_transport_gives_a_straighter_flow_to_the_sam
 def test_scales_of_data_by_hand():
     x = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0], [0.3, 0.4]], dtype=F64)
     scales = sd.Scales.of(x)
-    assert scales.sigma_data == pytest.approx(float(((x - x.mean(0)) ** 2).mean().sqrt()))
+    assert scales.sigma_data == pytest.approx(float(((x - x.mean()) ** 2).mean().sqrt()))
     assert scales.sigma_max == pytest.approx(5.0)
     # Nearest others: 0.5, 0 (a repeat, left out), 4.5, 0 (likewise): their median, the lower of the two, over √2.
     assert scales.sigma_min == pytest.approx(0.1 * 0.5 / math.sqrt(2))
