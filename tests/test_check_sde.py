@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
 from pathlib import Path
 
@@ -124,16 +123,16 @@ def test_coupled_processes_pass():
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("process", [*PROCESSES, *COUPLED])
 def test_every_process_and_density(process, density):
-    """At a budget of 10 s check_sde, and langevin_identity, pass within 30 s together."""
+    """At budgets of 3 s check_sde, and langevin_identity, pass within 30 s together."""
     sde, law = {**PROCESSES, **COUPLED}[process](), DENSITIES[density]()
     if process == "Blurring":  # which has a shape of its own
         law = D.Mixture(torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0)), std=0.4)
     elif process in COUPLED and (law.event_shape != (2,) or not isinstance(law, D.Mixture)):
         law = D.gaussian((1.0, -2.0), 0.5)  # matrix kernels take mixtures
     started = time.perf_counter()
-    assert_sde(sde, law, budget=10)
+    assert_sde(sde, law, budget=3)
     t = float(sde.time_of(0.0))
-    passes(sd.verify.langevin_identity(sde, law, t, budget=10))
+    passes(sd.verify.langevin_identity(sde, law, t, budget=3))
     assert time.perf_counter() - started < 30
 
 
@@ -141,7 +140,7 @@ def test_every_process_and_density(process, density):
 @pytest.mark.parametrize("other", OTHERS)
 def test_other_processes_at_length(other):
     make, density = OTHERS[other]
-    assert_sde(make(), density(), budget=10)
+    assert_sde(make(), density(), budget=3)
 
 
 # ---- what is told -----------------------------------------------------------------------------------------------------
@@ -242,7 +241,7 @@ def test_assertion_holds_the_report():
 
     with pytest.raises(AssertionError, match="kernel: its covariance as f and g say") as caught:
         assert_sde(Wrong(), n=1_000)
-    assert re.search(r"moves 1\.0[01]\d* times what f and g say", " ".join(str(caught.value).split()))
+    assert "asks for a GGᵀ that is 1.01 times that of g" in " ".join(str(caught.value).split())
 
 
 # ---- the parts ---------------------------------------------------------------------------------------------------------
@@ -476,7 +475,7 @@ def test_a_process_of_ones_own_on_the_command_line(own, capsys):
     assert json.loads(Path("out/check_sde.json").read_text())["passed"]
     assert Path("out/check_sde.png").stat().st_size > 5000 and "<svg" in Path("r.html").read_text()
     assert main(["verify", "my_sde.py:Bad", "--n", "1000", "--out", "out"]) == 1
-    assert re.search(r"moves 1\.[01]\d* times what f and g say", " ".join(capsys.readouterr().out.split()))
+    assert "asks for a GGᵀ that is 1.1 times that of g" in " ".join(capsys.readouterr().out.split())
     assert main(["verify", "one.py", "--n", "1000", "--shape", "1,3", "--out", "out"]) == 0
     assert "(1, 3)" in capsys.readouterr().out
 

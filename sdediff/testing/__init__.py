@@ -8,11 +8,12 @@ Each takes what its namesake in :mod:`sdediff.verify` takes, and returns the rep
 """
 
 from . import mutants
-from .asserting import check_score, check_sde, duality, fokker_planck, langevin_identity, passes
+from .asserting import check_score, check_sde, check_solver, duality, fokker_planck, langevin_identity, passes
 
 __all__ = [
     "check_score",
     "check_sde",
+    "check_solver",
     "duality",
     "fokker_planck",
     "langevin_identity",

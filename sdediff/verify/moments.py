@@ -177,10 +177,8 @@ def _covariance(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
         rate = slope(lambda e, t=t: kernel.at(t + e).covariance, _room(t, sde.t_max))  # type: ignore[misc]
         error = relative(rate - wanted, torch.cat([rate, pulled, c.gram]))
         if not error <= worst:
-            worst, where = (
-                error,
-                f"at t = {t:.3g} the kernel's covariance moves {_times(rate, wanted)} what f and g say.",
-            )
+            asked = rate - pulled - pulled.T
+            worst, where = error, f"at t = {t:.3g} the kernel asks for a GGᵀ that is {_times(asked, c.gram)} that of g."
     return exact_row("kernel: its covariance as f and g say", worst, RATE, where)
 
 
@@ -202,4 +200,4 @@ def _times(seen: Tensor, wanted: Tensor) -> str:
     """The factor between two tensors in words, where there is one."""
     power = float(wanted.square().sum())
     factor = float((seen * wanted).sum()) / power if power > 0 else math.nan
-    return f"{factor:.4g} times" if math.isfinite(factor) else "otherwise than"
+    return f"{factor:.4g} times" if math.isfinite(factor) else "unlike"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..densities import Density
@@ -40,20 +42,19 @@ def fokker_planck(
     scene = Scene(sde, law, lambda t: points)
     score = law.score if score is None else score
     rate = scene.rate(t) if law.moves else torch.zeros(1, len(points), dtype=torch.float64)
+    kinds: dict[str, tuple[int, Callable[[], SDE]]] = {"L*p = ∂p/∂t, the process": (1, lambda: sde)}
+    if sde.direction > 0:
+        kinds["L*p = -∂p/∂t, reverse SDE"] = -1, lambda: sde.reverse(score)
+        kinds["L*p = ∂p/∂t, probability flow"] = 1, lambda: sde.probability_flow(score)
+
+    def judged(what: str, sign: int, process: SDE) -> tuple[Row]:
+        # Terms of the process, once with each sign, give the scale where a flow stands still.
+        own = scene.terms(sde, t)
+        return (exact_row(what, residual(torch.cat([scene.terms(process, t), -sign * rate, own, -own])), POINTWISE),)
+
     rows: tuple[Row, ...] = ()
-    for what, sign, make in (
-        ("L*p = ∂p/∂t, the process", 1, lambda: sde),
-        ("L*p = -∂p/∂t, reverse SDE", -1, lambda: sde.reverse(score)),
-        ("L*p = ∂p/∂t, probability flow", 1, lambda: sde.probability_flow(score)),
-    ):
-        if sde.direction == 0 and what != "L*p = ∂p/∂t, the process":
-            continue
-        rows += attempt(
-            what,
-            lambda what=what, sign=sign, make=make: [  # type: ignore[misc]
-                exact_row(what, residual(torch.cat([scene.terms(make(), t), -sign * rate])), POINTWISE)
-            ],
-        )
+    for what, (sign, make) in kinds.items():
+        rows += attempt(what, lambda what=what, sign=sign, make=make: judged(what, sign, make()))  # type: ignore[misc]
     taken = "moves in time" if law.moves else "taken as stationary: ∂p/∂t = 0"
     notes = (
         f"law: {law}; {taken}.",
