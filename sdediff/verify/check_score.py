@@ -85,6 +85,10 @@ def check_score(
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance = {tolerance} is a relative error, between 0 and 1.")
     score = as_score(score, sde if isinstance(sde, LinearSDE) else None)  # type: ignore[arg-type]
+    if torch.device(score.device or "cpu").type != "cpu":
+        raise ValueError(
+            f"The score is on {score.device}, and it is checked on the host in float64: use score.to('cpu')."
+        )
     if (density is None) == (data is None):
         raise ValueError("Give either density, the law at t = 0, or data=, held-out samples of it.")
     source = HeldOut(sde, data, score, seed) if density is None else _Known(sde, _known_law(sde, density), score)
