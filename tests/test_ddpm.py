@@ -678,6 +678,33 @@ def test_l_simple_is_the_training_loss_and_the_weighted_one_is_the_bound():
     assert float(level) == pytest.approx(float(chain.noise_weight(4, beta) * 2 * got[2] + spread), rel=1e-6)
 
 
+def test_a_learned_variance_gets_the_gradient_of_its_term():
+    """d KL / dv in closed form: with r = β̃/σ², the derivative in log σ² is ½(1 - r) - (μ̃ - μ)²/2σ² a coordinate."""
+    chain, i = MISPRINT, 4
+    fraction = torch.full((5, 2), 0.4, dtype=F64, requires_grad=True)
+    back = chain.reverse(a_score, ddpm.AncestralStep(ddpm.LearnedVariance(lambda x, t: fraction)))
+    x0, eps = normal(5, 2), normal(5, 2, seed=1)
+    back.term(x0, i, eps).sum().backward()
+    x = chain.jump(x0, i, eps)
+    beta, tilde = chain.betas[i], chain.posterior_variances[i]
+    variance = beta**0.4 * tilde**0.6
+    gap = chain.posterior(x0, x, i).mean - back.law(x, i).mean
+    slope = (0.5 * (1 - tilde / variance) - gap**2 / (2 * variance)) * (beta / tilde).log()
+    assert fraction.grad is not None and torch.allclose(fraction.grad, slope.detach(), rtol=1e-10)
+    fraction.grad = None
+    back.term(x0, 1, eps).sum().backward()
+    assert float(fraction.grad.abs().min()) > 0
+
+
+def test_a_chain_of_one_step():
+    chain = ddpm.Chain([0.4])
+    back = chain.reverse(sd.ExactScore(chain.process, sd.densities.gaussian((0.0,), 1.0)))
+    got = back.bound(normal(4, 1), seed=0)
+    assert got.levels.shape == (4, 0) and bool(got.value.isfinite().all())
+    x = torch.ones(3, 1, dtype=F64)
+    assert torch.allclose(back.sample(x=x, seed=0).x, math.sqrt(0.6) * x)  # E[x_0 | x_1] of N(0, 1)
+
+
 def test_discretised_likelihood_sums_to_one_and_keeps_its_tails():
     decoder = ddpm.Discretised(2 / 15)
     lattice = torch.linspace(-1, 1, 16, dtype=F64).unsqueeze(1)

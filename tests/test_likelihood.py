@@ -390,6 +390,21 @@ def test_a_bound_from_time_zero():
         sd.elbo(sde, score, x, t=0.0)
 
 
+def test_the_score_is_asked_in_the_dtype_of_the_states():
+    sde = sd.VP()
+    exact = sd.ExactScore(sde, OVERLAPPING)
+    seen = set()
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        seen.add(x.dtype)
+        return exact(x, t)
+
+    x = exact.sample(300, 0.01, seed=0)
+    single, double = (sd.elbo(sde, score, v, t=0.01, seed=1, draws=8) for v in (x, x.double()))
+    assert seen == {torch.float32, torch.float64} and single.value.dtype == F64
+    assert (single.value - double.value).abs().max() < 1e-3
+
+
 # ---- data on a lattice ------------------------------------------------------------------------------------------
 
 

@@ -146,12 +146,11 @@ def variational_bound(
     x0 = check_finite(check_state(x0, "x0"), "x0")
     if draws < 1:
         raise ValueError(f"draws = {draws} must be at least 1.")
-    decode, source = decoder or _density, host_generator(seed, generator)
-    chain, count = back.chain, len(back.chain)
+    source, chain, count = host_generator(seed, generator), back.chain, len(back.chain)
     terms, squares = [], float64(x0.new_zeros(len(x0)))
     with torch.no_grad(), counting.count() as tally:
         for i in range(1, count + 1):
-            seen = torch.stack([_level(back, x0, i, decode, source) for _ in range(draws)])  # (draws, B)
+            seen = torch.stack([term(back, x0, i, _normal(x0, source), decoder) for _ in range(draws)])  # (draws, B)
             terms.append(seen.mean(0))
             spread = (seen - terms[-1]).square().sum(0)  # Tensor.var over a short first axis is ten times slower
             squares = squares + (spread / (draws * (draws - 1)) if draws > 1 else torch.nan)
@@ -161,11 +160,11 @@ def variational_bound(
     return VariationalBound(prior, levels, terms[0], squares.sqrt(), x0[0].numel(), nfe)
 
 
-def _level(back: Backward, x0: Tensor, i: int, decode: Decoder, source: torch.Generator | None) -> Tensor:
-    """One draw of L_{i-1}, (B,)."""
-    x = back.chain.jump(x0, i, _normal(x0, source))
+def term(back: Backward, x0: Tensor, i: int, noise: Tensor, decoder: Decoder | None) -> Tensor:
+    """See :meth:`~sdediff.ddpm.ReverseChain.term`."""
+    x = back.chain.jump(x0, i, noise)
     law = _noisy(back.law(x, i), i)
-    return -float64(decode(law, x0)) if i == 1 else kl(back.chain.posterior(x0, x, i), law)
+    return -float64((decoder or _density)(law, x0)) if i == 1 else kl(back.chain.posterior(x0, x, i), law)
 
 
 def importance_weighted(

@@ -24,7 +24,7 @@ from ..noise import Noise, as_noise
 from ..score import Given, Score, as_score
 from ..sde import ScoreLike
 from ..solution import Solution
-from .bound import Decoder, VariationalBound, Weighted, importance_weighted, variational_bound
+from .bound import Decoder, VariationalBound, Weighted, importance_weighted, term, variational_bound
 from .forward import Forward, Index
 from .steps import AncestralStep, BackwardStep
 
@@ -136,6 +136,16 @@ class ReverseChain:
         """
         error = self.noise(self.chain.jump(x0, i, noise), i) - noise
         return error.square().reshape(len(x0), -1).mean(1)
+
+    def term(self, x0: Tensor, i: int, noise: Tensor, *, decoder: Decoder | None = None) -> Tensor:
+        r"""One draw of :math:`L_{i-1}` for each sample, (B,), in nats and with its graph: what trains a learned variance.
+
+        Args:
+            x0, noise: (B, *event); x_i is ``chain.jump(x0, i, noise)``.
+            i: from 1, where the term is minus the log-likelihood of x0, to N.
+            decoder: as in :meth:`bound`.
+        """
+        return term(self, x0, i, noise, decoder)
 
     def bound(
         self,

@@ -87,7 +87,7 @@ def elbo(
     Args:
         sde: a linear process whose alpha does not vanish; for another take ``score.to(VP())``.
         score: ``score(x, t)``.
-        x: (B, *event).
+        x: (B, *event). The score is asked in x's dtype, all else is float64.
         t: the time that x belongs to; ``sde.t_min`` by default.
         terminal: the law from which the reverse SDE starts; ``sde.prior`` by default.
         draws: into how many equal parts the law of t is cut; two pairs in each, so four evaluations of the score.
@@ -110,10 +110,9 @@ def elbo(
         )
     if draws < 2:
         raise ValueError(f"draws = {draws} must be at least 2.")
-    x = float64(check_finite(check_state(x)))
     own = as_score(score, sde)
     integrand = _Integrand(
-        sde, own if cond is None else Given(own, cond), x, sde.t_min if t is None else float(t),
+        sde, own if cond is None else Given(own, cond), check_finite(check_state(x)), sde.t_min if t is None else float(t),
         UniformLogSNR() if proposal is None else proposal, host_generator(seed, generator),
     )  # fmt: skip
     with torch.no_grad(), counting.count() as tally:
@@ -128,7 +127,8 @@ class _Integrand:
     def __init__(
         self, sde: LinearSDE, score: Score, x: Tensor, t0: float, proposal: TimeProposal, source: torch.Generator | None
     ):
-        self.sde, self.score, self.x, self.t0, self.proposal, self.source = sde, score, x, t0, proposal, source
+        self.sde, self.score, self.t0, self.proposal, self.source = sde, score, t0, proposal, source
+        self.x, self.dtype = float64(x), x.dtype
         if not 0 <= t0 < sde.t_max:
             raise ValueError(f"t = {t0:g} is outside [0, {sde.t_max:g}), the domain of this process.")
 
@@ -139,7 +139,7 @@ class _Integrand:
         a, g = self.sde.drift_coefficient(t), self.sde.diffusion_coefficient(t)
         std = self._beside(kernel.variance.clamp_min(_TINY).sqrt())
         eps, mean = self._normal(), self._beside(kernel.scale) * self.x
-        plus, minus = (self.score(mean + sign * std * eps, t) for sign in (1, -1))
+        plus, minus = (float64(self.score((mean + sign * std * eps).to(self.dtype), t)) for sign in (1, -1))
         square = 0.5 * _sum(plus * plus + minus * minus)
         slope = _sum((plus - minus) * eps / std)  # near 2 ∇·s
         d, length, v = self.x[0].numel(), _sum(eps * eps), kernel.variance.clamp_min(_TINY)

@@ -129,32 +129,39 @@ def log_prob(
     return LogDensity(value, error, sol.stats["nfe"], latent, _prior_error(sde, terminal, latent, at_end))
 
 
-def encode(sde: SDE, score: ScoreLike, x: Tensor, *, t: float | None = None, **options: Any) -> Solution:
-    """Where the flow takes x (B, *event) from time t (``sde.t_min`` by default) at t_max: its latent.
-
-    ``options`` are ``solver``, ``steps``, ``grid`` and ``cond``, as in :func:`log_prob`; any other name is refused.
-    """
-    return _carry(sde, score, x, sde.t_min if t is None else t, sde.t_max, **options)
-
-
-def decode(sde: SDE, score: ScoreLike, z: Tensor, *, t: float | None = None, **options: Any) -> Solution:
-    """Where the flow takes the latent z (B, *event) from t_max at time t: the inverse of :func:`encode`."""
-    return _carry(sde, score, z, sde.t_max, sde.t_min if t is None else t, **options)
-
-
-def _carry(
+def encode(
     sde: SDE,
     score: ScoreLike,
     x: Tensor,
-    t0: float,
-    t1: float,
     *,
+    t: float | None = None,
     solver: Method | None = None,
     steps: int | None = None,
     grid: Any = None,
     cond: Any = None,
 ) -> Solution:
-    return _solve(sde.probability_flow(score), x, t0, t1, solver, steps, grid, cond)
+    """Where the flow takes x (B, *event) from time t (``sde.t_min`` by default) at t_max: its latent.
+
+    ``solver``, ``steps``, ``grid`` and ``cond`` are as in :func:`log_prob`.
+    """
+    flow, start = sde.probability_flow(score), sde.t_min if t is None else t
+    return _solve(flow, x, start, sde.t_max, solver, steps, grid, cond)
+
+
+def decode(
+    sde: SDE,
+    score: ScoreLike,
+    z: Tensor,
+    *,
+    t: float | None = None,
+    solver: Method | None = None,
+    steps: int | None = None,
+    grid: Any = None,
+    cond: Any = None,
+) -> Solution:
+    """Where the flow takes the latent z (B, *event) from t_max at time t: the inverse of :func:`encode`."""
+    flow, end = sde.probability_flow(score), sde.t_min if t is None else t
+    return _solve(flow, z, sde.t_max, end, solver, steps, grid, cond)
 
 
 def _solve(
