@@ -112,6 +112,19 @@ def test_other_processes_pass(other):
     assert moving == (other in ("custom", "geometric", "CIR", "Jacobi"))
 
 
+def test_the_clock_may_end_in_the_middle_of_things():
+    """A process that is far from pure noise at t_max = 3, where exp(log 3) is not 3."""
+
+    class Short(Custom):
+        t_max = 3.0
+
+        def f(self, x, t):
+            return -0.1 * x
+
+    found = assert_sde(Short(), n=1_000)
+    assert any(r.what.startswith("reverse: from t = 3 to") for r in found.rows)
+
+
 def test_coupled_processes_pass():
     """Matrix kernels, of full states and of states that are more than data."""
     for process, density in (("CorrelatedOU", "ring"), ("CLD", "pair")):

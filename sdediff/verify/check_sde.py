@@ -287,7 +287,9 @@ class Case:
         wanted = torch.linspace(float(known[-1]), float(known[0]), steps + 1, dtype=torch.float64)
         k = torch.searchsorted(-known, -wanted).clamp(1, len(known) - 1)
         share = (known[k - 1] - wanted) / (known[k - 1] - known[k])
-        return torch.exp(table[k - 1] + share * (table[k] - table[k - 1]))
+        nodes = torch.exp(table[k - 1] + share * (table[k] - table[k - 1]))
+        nodes[0], nodes[-1] = last, first  # exactly: the clock may end there
+        return nodes
 
     def _calm(self, seed: int) -> float:
         """A time over which Euler-Maruyama is stable in 64 steps."""
