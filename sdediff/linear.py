@@ -83,6 +83,7 @@ class LinearSDE(Linear):
 
     def gram_divergence(self, x: Tensor, t: Time) -> Tensor:
         """0: the noise is additive."""
+        as_time(t, check_state(x), self.t_max)
         return torch.zeros_like(x)
 
     def alpha(self, t: Time) -> Tensor:
