@@ -587,6 +587,9 @@ def test_the_standard_error_of_the_bound():
     got = back.bound(x0, draws=2, seed=0)
     assert float(got.standard_error.square().mean()) == pytest.approx(float(got.value.var()), rel=0.15)
     assert got.nfe == 12 and got.dimensions == 2
+    more = back.bound(x0[:2000], draws=5, seed=1)
+    assert float(more.standard_error.square().mean()) == pytest.approx(float(more.value.var()), rel=0.2)
+    assert float(more.value.var()) == pytest.approx(0.4 * float(got.value.var()), rel=0.25)
 
 
 def model_law(back: ddpm.ReverseChain) -> tuple[float, float]:
@@ -750,6 +753,18 @@ def test_sampling_behaves_like_the_rest():
     plain, given = learned.law(x, 5), learned.given(label).law(x, 5)
     pull = float(chain.betas[5] / (chain.variances[5] * chain.alphas[5]).sqrt())
     assert torch.allclose(given.mean - plain.mean, pull * label[:, None].expand(3, 2), atol=1e-5)
+
+
+def test_nothing_is_read_back_from_a_device():
+    """On the meta device a value that is read, or tensors of two devices that meet, would raise."""
+    chain, x = ddpm.Chain.from_process(sd.VP(), 4), torch.zeros(3, 2, device="meta")
+    learned = ddpm.AncestralStep(ddpm.LearnedVariance(lambda x, t: torch.sigmoid(x)))
+    for step in (ddpm.AncestralStep(), ddpm.DDIMStep(0.5), learned, ddpm.VanillaStep()):
+        back = chain.reverse(lambda x, t: -x, step)
+        assert back.sample(x=x, seed=0).x.device.type == "meta"
+    back, i = chain.reverse(lambda x, t: -x), torch.tensor([1, 2, 4], device="meta")
+    values = back.bound(x, seed=0).value, back.importance_weighted(x, paths=2, seed=0).value, back.simple_loss(x, i, x)
+    assert {value.device.type for value in values} == {chain.posterior(x, x, i).std.device.type} == {"meta"}
 
 
 def test_wrong_arguments_are_named():

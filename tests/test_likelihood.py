@@ -483,6 +483,14 @@ def test_counts_and_text():
     assert torch.equal(a, b)
 
 
+def test_nothing_is_read_back_from_a_device():
+    sde, x = sd.VP(), torch.zeros(3, 2, device="meta")
+    for rule in (lk.ExactTrace(), lk.Hutchinson(2), lk.HutchPlusPlus(1, 2)):
+        got = sd.log_prob(sde, lambda x, t: -x, x, solver=sd.RK4(), steps=2, divergence=rule, seed=0)
+        assert got.value.device.type == got.standard_error.device.type == "meta"
+    assert sd.elbo(sde, lambda x, t: -x, x, draws=2, seed=0).value.device.type == "meta"
+
+
 def test_wrong_arguments_are_named():
     sde = sd.VP()
     score = sd.ExactScore(sde, RING)

@@ -342,6 +342,17 @@ def test_mode_coverage_by_hand():
     assert m.mode_coverage(torch.zeros(2000, 1), rare).p_missing < 1e-8
 
 
+def test_p_values_of_mode_coverage_are_not_too_small():
+    rare = sd.densities.Mixture([[0.0, 0.0], [9.0, 0.0]], std=1.0, weights=[0.99, 0.01])
+    got = [m.mode_coverage(rare.sample(150, seed=s), rare) for s in range(300)]
+    missed = [g.p_missing for g in got]
+    assert stats.binom.ppf(LEVEL, 300, 0.22) <= sum(p < 1 for p in missed) <= stats.binom.isf(LEVEL, 300, 0.22)
+    assert min(missed) == pytest.approx(
+        2 * (1 - 0.01 * (1 - math.exp(-4.5))) ** 150
+    )  # by Bonferroni over the two modes
+    assert uniform_from_above([g.p_quality for g in got]) > LEVEL
+
+
 # ---- two-sample tests -------------------------------------------------------------------------------------------
 
 
