@@ -43,7 +43,8 @@ _LEVEL = in_power(0.65)
 class CoupledMultistep(Solver):
     r"""Exponential Adams steps with matrix propagators, one evaluation a step, of any stochasticity.
 
-    Meant for steps that shorten towards the data, such as ``grids.Power(n, 3.0)``.
+    Meant for steps that shorten towards the data, such as ``grids.Power(n, 3.0)``. On a reversal with noise order 2 is as good
+    as any.
 
     Args:
         order: the number q of data predictions used, 1 to 4. The first steps, which have fewer, are of lower order.
@@ -74,7 +75,8 @@ class CoupledMultistep(Solver):
             raise ValueError(f"order = {order!r} must be 1, 2, 3 or 4.")
         self.order, self.variable, self.corrector = order, variable, corrector
         self.stochasticity = None if stochasticity is None else check_coefficient(stochasticity, "stochasticity")
-        self.orders = Orders(ode=float(order + corrector))
+        # With noise a step knows the increment of its Brownian path and nothing else of it: weak order 2 is the most.
+        self.orders = Orders(weak=float(min(2, order + corrector)), ode=float(order + corrector))
 
     def check(self, process: SDE) -> None:
         """A flow takes no stochasticity of the solver's own."""
