@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from scipy import special
 from torch import Tensor
 
 from ..densities import Density, Empirical
@@ -48,18 +49,19 @@ _REGION = 0.9
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its standard error."""
+    """A mean over repetitions and its standard error."""
 
     value: float
     error: float
+    repeats: int
 
     def __str__(self) -> str:
         return f"{_short(self.value)} ± {_short(self.error)}"
 
     @property
     def seen(self) -> bool:
-        """True where it is three standard errors away from 0."""
-        return abs(self.value) > 3 * self.error
+        """True where it differs from 0 by Student's test at level 1e-3."""
+        return abs(self.value) > float(special.stdtrit(self.repeats - 1, 1 - 0.5e-3)) * self.error
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,11 @@ class ErrorBudget:
     notes: tuple[str, ...] = ()
 
     @property
-    def largest(self) -> str:
-        """The part whose energy distance alone is the largest, or "none" where none is seen above its noise."""
-        seen = [part for part in self.parts if part.alone.value > 0 and part.alone.seen]
-        return max(seen, key=lambda part: part.alone.value).name if seen else "none"
+    def largest(self) -> dict[str, str]:
+        """For each measure the part that adds most to it, in size; "none" where none is seen above its noise."""
+        columns = {what: {part.name: part.adds[what] for part in self.parts} for what in self.total}
+        columns["energy distance alone"] = {part.name: part.alone for part in self.parts}
+        return {what: _largest(column) for what, column in columns.items()}
 
     def __str__(self) -> str:
         header = ["", *(f"adds to {what}" for what in self.total), "energy distance alone"]
@@ -111,7 +114,8 @@ class ErrorBudget:
         text = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in table]
         rule = "─" * max(map(len, text))
         body = [self.title, rule, text[0], rule, *text[1:-2], rule, *text[-2:], rule]
-        return "\n".join([*body, *(f"  {note}" for note in self.notes), f"Largest: {self.largest}."])
+        guilty = "; ".join(f"{what}: {part}" for what, part in self.largest.items())
+        return "\n".join([*body, *(f"  {note}" for note in self.notes), f"Largest part: {guilty}."])
 
     def to_json(self) -> str:
         """All numbers as JSON; a number that is not finite becomes null."""
@@ -308,7 +312,12 @@ def _distance_of_neighbours(x: Tensor, y: Tensor) -> float:
 
 def _estimate(values: Sequence[float]) -> Estimate:
     v = torch.tensor(values, dtype=torch.float64)
-    return Estimate(float(v.mean()), float(v.std()) / math.sqrt(len(v)))
+    return Estimate(float(v.mean()), float(v.std()) / math.sqrt(len(v)), len(v))
+
+
+def _largest(column: Mapping[str, Estimate]) -> str:
+    seen = {name: abs(estimate.value) for name, estimate in column.items() if estimate.value and estimate.seen}
+    return max(seen, key=lambda name: seen[name]) if seen else "none"
 
 
 def _short(value: float) -> str:
