@@ -288,7 +288,7 @@ class Case:
         k = torch.searchsorted(-known, -wanted).clamp(1, len(known) - 1)
         share = (known[k - 1] - wanted) / (known[k - 1] - known[k])
         nodes = torch.exp(table[k - 1] + share * (table[k] - table[k - 1]))
-        nodes[0], nodes[-1] = last, first  # exactly: the clock may end there
+        nodes[0], nodes[-1] = first, last  # exactly: the clock may end there
         return nodes
 
     def _calm(self, seed: int) -> float:

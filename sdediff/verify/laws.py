@@ -112,11 +112,22 @@ class Diffused(Law):
 
     def shadow(self, direction: Tensor, t: float) -> Line | None:
         """A projected mixture is a mixture."""
-        return _projected(self.exact.law(t), direction) if isinstance(self.density, Mixture) else None
+        mixture = self._mixture(t)
+        return None if mixture is None else _projected(mixture, direction)
 
     def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
         """The components of a mixture."""
-        return _components(self.exact.law(t), x) if isinstance(self.density, Mixture) else None
+        mixture = self._mixture(t)
+        return None if mixture is None else _components(mixture, x)
+
+    def _mixture(self, t: float) -> Mixture | None:
+        """p_t as a mixture, where it can be written as one: coupled states of several axes cannot."""
+        if not isinstance(self.density, Mixture):
+            return None
+        try:
+            return self.exact.law(t)
+        except TypeError:
+            return None
 
 
 class Started(Law):
