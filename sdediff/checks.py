@@ -49,10 +49,79 @@ def check_finite(x: Tensor, name: str = "x") -> Tensor:
     return x
 
 
+def check_number(value: object, name: str) -> float:
+    """``value`` as a float, if it is a real number (or a 0-d tensor of one) and not NaN."""
+    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex():
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {_seen(value)}.")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.nan
+    if math.isnan(number):
+        raise ValueError(f"{name} = {value} must be a number, not NaN and not beyond what a float holds.")
+    return number
+
+
+def check_count(value: object, name: str, cure: str = "a positive whole number") -> int:
+    """``value``, if it is a whole number of at least 1 that fits into 63 bits."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a positive whole number, got {_seen(value)}.")
+    if not 1 <= value < 2**63:
+        raise ValueError(f"{name} = {value}: ask for {cure}.")
+    return value
+
+
+def check_seed(seed: object) -> int:
+    """``seed``, if a torch generator takes it."""
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"seed must be an integer, got {seed!r}.")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed = {seed} does not fit into 64 bits: take a smaller one.")
+    return seed
+
+
+def check_event(shape: object) -> tuple[int, ...]:
+    """``shape`` as the shape of one state: a tuple of positive whole numbers, () for a number."""
+    if isinstance(shape, int) and not isinstance(shape, bool):
+        raise TypeError(f"event_shape = {shape} must be a tuple: event_shape=({shape},).")
+    if not isinstance(shape, (tuple, list)) or not all(isinstance(n, int) and not isinstance(n, bool) for n in shape):
+        raise TypeError(f"event_shape must be a tuple of whole numbers such as (2,), got {_seen(shape)}.")
+    if any(n < 1 for n in shape):
+        raise ValueError(f"event_shape = {tuple(shape)} must hold positive numbers.")
+    return tuple(shape)
+
+
+def check_times(times: object, name: str) -> Tensor:
+    """Times as a float64 tensor on the host, if they are real numbers."""
+    try:
+        found = torch.as_tensor(times)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0, dtype=torch.complex64)
+    if found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name} must hold times, a sequence or tensor of numbers, got {_seen(times)}.")
+    # from the numbers again: as_tensor alone would have rounded a list to float32
+    return found.detach().cpu().double() if isinstance(times, Tensor) else torch.as_tensor(times, dtype=torch.float64)
+
+
+def _seen(value: object) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 40 and not isinstance(value, Tensor) else type(value).__name__
+
+
 def float64(t: Time) -> Tensor:
     """``t`` as a float64 tensor; on a device without float64, float32."""
     if not isinstance(t, Tensor):
-        return torch.tensor(t, dtype=torch.float64)
+        if not isinstance(t, Real):
+            try:
+                return torch.as_tensor(t, dtype=torch.float64)  # a list of times
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(f"A time must be a number or a tensor, got {_seen(t)}.") from None
+        if math.isnan(t):
+            raise ValueError("A time is NaN.")
+        return torch.tensor(float(t), dtype=torch.float64)
     if t.dtype == torch.float64:
         return t
     return t.to(torch.float32 if t.device.type in _NO_FLOAT64 else torch.float64)
@@ -103,7 +172,7 @@ def as_time(t: Time, x: Tensor, t_max: float = math.inf) -> Tensor:
 def _inside(t: float, t_max: float) -> float:
     """``t``, or the end of [0, t_max] that it misses by no more than a float32 rounds."""
     slack = 1e-6 * t_max if t_max < math.inf else 1e-6
-    if not -slack <= t <= t_max + slack:
+    if not -slack <= t <= t_max + slack or t == math.inf:
         raise ValueError(f"t = {t:g} is outside [0, {t_max:g}], the domain of this process.")
     return min(max(t, 0.0), t_max)
 

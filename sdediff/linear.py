@@ -21,12 +21,23 @@ import torch
 from torch import Tensor
 
 from .autodiff import leaf, recording
-from .checks import Time, as_time, check_state, float64, time_dtype
+from .checks import Time, as_time, check_event, check_number, check_state, float64, time_dtype
 from .diffusion import Diagonal, Diffusion
 from .gaussian import Gaussian
 from .quadrature import LinearKernel
 from .score import Score, as_score
-from .sde import SDE, Coefficient, FreeNoiseReverse, Linear, ProbabilityFlow, Reverse, ScoreLike, Semilinear, evaluate
+from .sde import (
+    SDE,
+    Coefficient,
+    FreeNoiseReverse,
+    Linear,
+    ProbabilityFlow,
+    Reverse,
+    ScoreLike,
+    Semilinear,
+    check_coefficient,
+    evaluate,
+)
 
 _PAIRS = (("log_alpha", "drift_coefficient"), ("variance", "diffusion_coefficient"))
 
@@ -133,7 +144,8 @@ class LinearSDE(Linear):
 
     def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
         r""":math:`x_t = \alpha_t x_0 + \sigma_t\epsilon` for x_0 and noise of shape (B, *event)."""
-        if noise.shape != x0.shape:
+        check_state(x0, "x0")
+        if check_state(noise, "noise").shape != x0.shape:
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)} for x0 of shape {tuple(x0.shape)}: use randn_like(x0)."
             )
@@ -173,8 +185,9 @@ class LinearSDE(Linear):
 
         The defaults give the customary N(0, sigma²(t_max) I), which ignores what is left of the data.
         """
+        mean, std = check_number(mean, "mean"), check_number(std, "std")
         alpha, variance = self.alpha(self.t_max), self.variance(float64(self.t_max))
-        return Gaussian(alpha * mean, torch.sqrt(alpha * alpha * std * std + variance), tuple(event_shape))
+        return Gaussian(alpha * mean, torch.sqrt(alpha * alpha * std * std + variance), check_event(event_shape))
 
     # ---- reversal ---------------------------------------------------------------------------------------------
 
@@ -186,7 +199,7 @@ class LinearSDE(Linear):
             if stochasticity != 1.0:
                 raise ValueError("Give either stochasticity or diffusion: each alone fixes the noise of the reversal.")
             return LinearFreeNoiseReverse(self, score, diffusion)
-        if not callable(stochasticity) and stochasticity == 0:
+        if check_coefficient(stochasticity, "stochasticity") == 0:
             return self.probability_flow(score)
         return LinearReverse(self, score, stochasticity)
 

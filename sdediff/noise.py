@@ -15,6 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .checks import check_seed
+
 
 class Stream(ABC):
     """The random numbers of one solve, shaped for its states."""
@@ -149,8 +151,8 @@ def as_noise(x_device: torch.device, seed: int | None, generator: torch.Generato
         host = x_device.type == "meta"
         if seed is None:
             seed = int(torch.randint(2**62, ()))
-        elif not isinstance(seed, int) or isinstance(seed, bool):
-            raise TypeError(f"seed must be an integer, got {seed!r}.")
+        else:
+            check_seed(seed)
         return Seeded(torch.Generator("cpu" if host else x_device).manual_seed(seed), alone=True)
     return Seeded(generator)
 

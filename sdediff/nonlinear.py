@@ -33,7 +33,7 @@ from torch import Tensor
 
 from .autodiff import leaf, recording
 from .bessel import log_bessel
-from .checks import Time, as_time, check_finite, check_like, check_state, float64
+from .checks import Time, as_time, check_count, check_event, check_finite, check_like, check_state, float64
 from .densities import Density
 from .densities.base import host_generator
 from .lineages import lineages
@@ -297,10 +297,14 @@ class KernelScore(Score):
             )
         sde.marginal(points, sde.t_max)  # says what is wrong with the points
         self.process, self.points = sde, points.detach().cpu().double()
-        w = torch.ones(len(points)) if weights is None else torch.as_tensor(weights)
+        w = torch.ones(len(points)) if weights is None else weights
+        if not isinstance(w, Tensor) or w.is_complex():
+            raise TypeError(f"weights must be a tensor of {len(points)} numbers, got {type(w).__name__}.")
         w = w.detach().cpu().double()
         if w.shape != (len(points),) or not bool((w.isfinite() & (w >= 0)).all()) or float(w.sum()) <= 0:
-            raise ValueError(f"weights must be ({len(points)},) numbers >= 0, got {w.tolist()[:8]}.")
+            raise ValueError(
+                f"weights must be ({len(points)},) numbers >= 0, not all 0; got {w.flatten().tolist()[:8]}."
+            )
         self.weights = w / w.sum()
         self.event_shape: tuple[int, ...] = tuple(points.shape[1:])
 
@@ -324,8 +328,7 @@ class KernelScore(Score):
 
     def sample(self, n: int, t: float, *, seed: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """``n`` exact samples of p_t, (n, *event)."""
-        if n < 1:
-            raise ValueError(f"n = {n}: ask for at least one sample.")
+        check_count(n, "n", "at least one sample")
         generator = host_generator(seed, generator)
         index = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self.process.marginal(self.points[index], t).sample(generator=generator)
@@ -380,6 +383,11 @@ class _NoncentralChi(Kernel):
         self.scale = -(sde.xi**2) * torch.expm1(-sde.kappa * t) / (4 * sde.kappa)
         self.freedom = 4 * sde.kappa * sde.theta / sde.xi**2
         self.noncentral = x0 * torch.exp(-sde.kappa * t) / self.scale
+        if not float(self.noncentral.max()) < 1e12:
+            raise ValueError(
+                f"t = {float(t.min()):.3g} is too short for the kernel of CIR in float64: there a Gaussian step, "
+                "solve(sde, x0, t1=t, ...), is as good."
+            )
         self.floor = sde.floor
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -474,7 +482,7 @@ class _Independent(Density):
     dtype = torch.float64
 
     def __init__(self, event_shape: tuple[int, ...], end: float, floor: float):
-        self.event_shape, self.end, self.floor = tuple(event_shape), end, floor
+        self.event_shape, self.end, self.floor = check_event(event_shape), end, floor
 
     @abstractmethod
     def quantile(self, u: np.ndarray) -> np.ndarray:

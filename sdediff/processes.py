@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import Time, float64, time_dtype
+from .checks import Time, check_number, float64, time_dtype
 from .linear import LinearSDE
 
 
@@ -308,6 +308,6 @@ class RectifiedFlow(LinearSDE):
 
 
 def _ends(t_min: float, t_max: float) -> tuple[float, float]:
-    if not 0 <= t_min < t_max:
+    if not 0 <= check_number(t_min, "t_min") < t_max:
         raise ValueError(f"t_min = {t_min} must lie in [0, t_max = {t_max}).")
     return float(t_min), float(t_max)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checks import check_state
+from .checks import check_event, check_state
 from .errors import NonFiniteError
 from .grids import Grid
 from .noise import Noise, as_noise
@@ -131,12 +131,11 @@ class _Space:
         shape = event_shape if event_shape is not None else getattr(score, "event_shape", None)
         if shape is None:
             raise ValueError("The shape of one sample is unknown: pass event_shape=, e.g. event_shape=(2,).")
-        if isinstance(shape, int):
-            raise TypeError(f"event_shape = {shape} must be a tuple: event_shape=({shape},).")
-        if dtype is not None and not dtype.is_floating_point:
+        shape = check_event(shape)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype = {dtype} must be a real floating-point dtype, such as torch.float32.")
         device = device or getattr(score, "device", None) or "cpu"
-        return _Space(tuple(shape), torch.device(device), dtype or getattr(score, "dtype", None) or torch.float32)
+        return _Space(shape, torch.device(device), dtype or getattr(score, "dtype", None) or torch.float32)
 
 
 def _joined(parts: list[Solution], interrupted: bool) -> Solution:

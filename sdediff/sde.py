@@ -136,7 +136,7 @@ class SDE(ABC):
         known = _derived_of(self, score)
         if known is not None:
             return known.reverse(score, stochasticity)
-        if _is_zero(stochasticity):
+        if _is_zero(check_coefficient(stochasticity, "stochasticity")):
             return self.probability_flow(score)
         return Reverse(self, score, stochasticity)
 

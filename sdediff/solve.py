@@ -13,11 +13,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import counting
-from .checks import all_finite, check_finite, check_state
+from .checks import all_finite, check_finite, check_number, check_state, check_times
 from .errors import NonFiniteError
 from .grids import Grid, check_steps, resolve, saved_times
 from .noise import Noise, as_noise
-from .sde import SDE, Reversal, Semilinear
+from .sde import SDE, CoupledSemilinear, Reversal, Semilinear
 from .solution import Solution
 from .solvers import Integrator, Interval, Method, Solver
 
@@ -81,6 +81,8 @@ def solve(
     _check_coupling(solver, recipe)
     if cond is not None:
         process = _given(process, cond, x.shape[0])
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback must be callable as callback(k, t, x), got {type(callback).__name__}.")
     last = _denoiser(process) if denoise else None
     run = _Run(process, x, t0, t1, recipe, save_at, progress, callback, differentiable)
     started = time.perf_counter()
@@ -202,11 +204,12 @@ def _raise_non_finite(k: int | None, t: float, bad: Tensor, good: Tensor | None,
 def ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[float, float]:
     """Where the solve starts and stops, checked against the domain and the direction of the process."""
     if grid is not None and not isinstance(grid, Grid):
-        nodes = torch.as_tensor(grid, dtype=torch.float64).reshape(-1)
+        nodes = check_times(grid, "grid").reshape(-1)
         if len(nodes) > 1:
             t0, t1 = float(nodes[0]) if t0 is None else t0, float(nodes[-1]) if t1 is None else t1
     default = (0.0, process.t_max) if process.direction > 0 else (process.t_max, process.t_min)
-    t0, t1 = float(default[0] if t0 is None else t0), float(default[1] if t1 is None else t1)
+    t0, t1 = default[0] if t0 is None else t0, default[1] if t1 is None else t1
+    t0, t1 = (t if isinstance(t, float) else check_number(t, name) for t, name in ((t0, "t0"), (t1, "t1")))
     for name, t in (("t0", t0), ("t1", t1)):
         if not 0 <= t <= process.t_max:
             raise ValueError(
@@ -246,7 +249,7 @@ def _check_coupling(solver: Method, noise: Noise) -> None:
 
 
 def _denoiser(process: SDE) -> Callable[[Tensor, float], Tensor]:
-    if not isinstance(process, Semilinear):
+    if not isinstance(process, (Semilinear, CoupledSemilinear)):
         raise ValueError(
             "denoise=True needs the reversal of a linear process: only there is E[x_0 | x] known from a score."
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..autodiff import leaf, recording
-from ..checks import check_like, check_state
+from ..checks import check_count, check_like, check_seed, check_state
 
 
 class Posterior(Protocol):
@@ -67,8 +67,7 @@ class Density(ABC):
         Raises:
             ValueError: n < 1, both seed and generator given, or a generator that is not on the host.
         """
-        if n < 1:
-            raise ValueError(f"n = {n}: ask for at least one sample.")
+        check_count(n, "n", "at least one sample")
         generator = host_generator(seed, generator)
         with torch.no_grad():
             return self.draw(n, generator).to(self.device, self.dtype)
@@ -153,7 +152,9 @@ def host_generator(seed: int | None, generator: torch.Generator | None) -> torch
     if seed is not None and generator is not None:
         raise ValueError("Give seed or generator, not both.")
     if seed is not None:
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator().manual_seed(check_seed(seed))
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}: a number is seed=.")
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator is on {generator.device}; densities draw on the host: use torch.Generator().")
     return generator

@@ -20,7 +20,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from ..checks import Time, as_time, check_like, check_state, per_sample
+from ..checks import Time, as_time, check_like, check_number, check_state, check_times, per_sample
 from ..densities import Density, as_density
 from ..densities.base import host_generator
 from .cells import Cells
@@ -106,6 +106,7 @@ class GridLaw:
         For laws that vanish or grow like a power at a wall, whose log no polynomial follows: give the invariant law of the
         process, ``sde.invariant((1,))``.
         """
+        density = as_density(density)
         averages = self.cells.averages(density)
         return replace(self, base=_Base(density, averages.clamp_min(_FLOOR).log()), _kept={}, _last={})
 
@@ -115,6 +116,7 @@ class GridLaw:
         Raises:
             ValueError: t was not saved.
         """
+        t = check_number(t, "t")
         near = int((self.ts - t).abs().argmin())
         if abs(float(self.ts[near]) - t) > 1e-9 * float(self.ts.abs().max()):
             raise ValueError(f"t = {t:g} was not saved; the nearest is {float(self.ts[near]):g}: name it in save_at=.")
@@ -131,7 +133,7 @@ class GridLaw:
     def marginal(self, axis: int, t: float) -> tuple[Tensor, Tensor]:
         """The centres along an axis and the marginal density on them at a saved time."""
         p, d = self.at(t).p, len(self.cells.count)
-        if axis not in range(d):
+        if not isinstance(axis, int) or axis not in range(d):
             raise ValueError(f"axis = {axis!r} is none of the axes 0 ... {d - 1}.")
         across = [i for i in range(d) if i != axis]
         weight = self.cells.volume / self.cells.widths[axis]
@@ -149,7 +151,8 @@ class GridLaw:
 
     def plot(self, times: Sequence[float] | None = None) -> Figure:
         """The density at up to six of the saved times: lines on one panel, or one panel each in the plane."""
-        chosen = self.ts[:: max(1, -(-len(self.ts) // 6))].tolist() if times is None else list(times)
+        every = self.ts[:: max(1, -(-len(self.ts) // 6))]
+        chosen = (every if times is None else check_times(times, "times").reshape(-1)).tolist()
         from ..plot.style import COLOURS, canvas, quiet, shades
 
         if len(self.cells.count) == 1:

@@ -32,6 +32,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from ..checks import check_count, check_number
 from ..densities import as_density
 from ..diffusion import Dense
 from ..errors import SolveError
@@ -105,7 +106,8 @@ class FokkerPlanck:
         t0, t1 = ends(self.sde, t0, t1, None)
         if tolerance is not None and steps is not None:
             raise ValueError("Give tolerance=, or steps= for equal steps, not both.")
-        tolerance = 3e-4 if tolerance is None else tolerance
+        tolerance = 3e-4 if tolerance is None else check_number(tolerance, "tolerance")
+        check_count(max_steps, "max_steps")
         if not 0 < tolerance < 1:
             raise ValueError(f"tolerance = {tolerance} is a total variation, between 0 and 1.")
         p, outside = self._start(initial)

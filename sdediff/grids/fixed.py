@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import check_times
 from ..sde import SDE
 
 
@@ -152,12 +153,18 @@ def linear_schedule(process: SDE, what: str) -> Any:
     return schedule
 
 
+MOST_STEPS = 10_000_000
+"""Beyond it the nodes alone fill the memory."""
+
+
 def check_steps(steps: object) -> int:
     """A positive number of steps."""
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise TypeError(f"steps must be a whole number, got {steps!r}.")
     if steps < 1:
         raise ValueError(f"steps = {steps}: a solve needs at least one step.")
+    if steps > MOST_STEPS:
+        raise ValueError(f"steps = {steps:,}: a solve takes at most {MOST_STEPS:,}.")
     return steps
 
 
@@ -195,7 +202,7 @@ def resolve(
 
 def saved_times(save_at: Tensor | Sequence[float], t0: float, t1: float) -> Tensor:
     """The times to save at, float64, in the order of the solve, each inside [t0, t1]; an end up to rounding is that end."""
-    times = torch.as_tensor(save_at, dtype=torch.float64).cpu().reshape(-1)
+    times = check_times(save_at, "save_at").reshape(-1)
     low, high = min(t0, t1), max(t0, t1)
     slack = 1e-6 * (high - low)  # a float32 end may round to just outside
     if len(times) == 0 or not bool(((times >= low - slack) & (times <= high + slack)).all()):
@@ -221,9 +228,12 @@ def check_monotone(nodes: Tensor) -> Tensor:
 
 
 def _spaced(t0: float, t1: float, dt: float) -> Tensor:
-    if not (isinstance(dt, (int, float)) and 0 < dt < math.inf):
+    if isinstance(dt, bool) or not (isinstance(dt, (int, float)) and 0 < dt < math.inf):
         raise ValueError(f"dt = {dt!r} must be a positive number; its sign follows from t0 and t1.")
-    count = max(1, math.ceil(abs(t1 - t0) / dt * (1 - 1e-12)))
+    steps = abs(t1 - t0) / dt
+    if steps > MOST_STEPS:
+        raise ValueError(f"dt = {dt:g} would be {steps:.3g} steps; a solve takes at most {MOST_STEPS:,}.")
+    count = max(1, math.ceil(steps * (1 - 1e-12)))
     nodes = t0 + math.copysign(dt, t1 - t0) * torch.arange(count + 1, dtype=torch.float64)
     nodes[-1] = t1
     return nodes
@@ -242,7 +252,7 @@ def _custom(grid: Any, t0: float, t1: float) -> Tensor:
 
 def _own(grid: Any) -> Tensor:
     """Nodes as a float64 tensor of ours on the host."""
-    nodes = torch.as_tensor(grid, dtype=torch.float64).detach().cpu().clone()
+    nodes = check_times(grid, "grid").clone()
     if nodes.ndim != 1 or len(nodes) < 2:
         raise ValueError(f"grid must be a 1-D sequence of at least 2 nodes, got shape {tuple(nodes.shape)}.")
     return nodes

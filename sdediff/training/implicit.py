@@ -26,7 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from ..autodiff import recording, usable
-from ..checks import Time, check_finite, check_like, check_state, per_sample
+from ..checks import (
+    Time,
+    check_count,
+    check_finite,
+    check_like,
+    check_number,
+    check_seed,
+    check_state,
+    per_sample,
+)
 from ..score import Score
 from ..sde import SDE
 from ..solve import solve
@@ -145,8 +154,7 @@ class SlicedLoss(_Implicit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.probes, int) or self.probes < 1:
-            raise ValueError(f"probes = {self.probes!r} must be a positive whole number.")
+        check_count(self.probes, "probes")
 
     def _divergence(self, field: Tensor, x: Tensor, generator: torch.Generator | None) -> Tensor:
         total = x.new_zeros(len(x))
@@ -190,13 +198,14 @@ class Paths:
             t_min: the process's own by default. Scores of concentrated data have no bound as t falls to 0.
             seed: of the times and the noise.
         """
-        first = sde.t_min if t_min is None else t_min
+        if not isinstance(sde, SDE):
+            raise TypeError(f"sde must be an SDE, got {type(sde).__name__}.")
+        first = sde.t_min if t_min is None else check_number(t_min, "t_min")
         if not 0 <= first < sde.t_max:
             raise ValueError(f"t_min = {first} must lie in [0, {sde.t_max:g}), the clock of {type(sde).__name__}.")
-        if not isinstance(times, int) or times < 1:
-            raise ValueError(f"times = {times!r} must be a positive whole number.")
+        check_count(times, "times")
         generator = torch.Generator()
-        generator.seed() if seed is None else generator.manual_seed(seed)
+        generator.seed() if seed is None else generator.manual_seed(check_seed(seed))
         u = (torch.arange(times) + torch.rand(times, generator=generator, dtype=torch.float64)) / times
         noise = int(torch.randint(2**62, (), generator=generator))
         at = first + (sde.t_max - first) * u
@@ -213,8 +222,7 @@ class Paths:
 
     def draw(self, n: int, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """``n`` states (n, *event) with their times (n,), each of a random path at a random one of its times."""
-        if n < 1:
-            raise ValueError(f"n = {n}: ask for at least one sample.")
+        check_count(n, "n", "at least one sample")
         when = torch.randint(len(self.ts), (n,), generator=generator)
         which = torch.randint(self.xs.shape[1], (n,), generator=generator)
         return self.xs[when, which], self.ts[when].to(self.xs.device)
