@@ -78,7 +78,7 @@ class LinearKernel:
 
     def _tabulate(self, panels: int) -> tuple[Tensor, Tensor, Tensor]:
         ends = torch.linspace(0, self.t_max, panels + 1, dtype=torch.float64)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # tables that later derivatives may use
             steps = self._integral_a(ends[:-1], ends[1:])
             added = self._added(ends[:-1], ends[1:])
         variances = [torch.zeros((), dtype=torch.float64)]

@@ -203,6 +203,8 @@ class Moved(Score):
             raise TypeError(f"A score moves to a LinearSDE, got {type(sde).__name__}.")
         if score.sde is None:
             raise ValueError("This score belongs to no process: name it, FunctionScore(function, sde).")
+        if not isinstance(score.sde, Schedule):
+            raise TypeError(f"A score of a {type(score.sde).__name__} does not move: its scales are matrices.")
         self.score, self.sde = score, sde
         self.form = score.form
         self.event_shape, self.device, self.dtype = score.event_shape, score.device, score.dtype

@@ -141,7 +141,7 @@ class Moments:
     def _tabulate(self, panels: int) -> Kernel:
         """Tables for this many panels; the kernels from 0 to each of their ends."""
         self.ends = torch.linspace(0, self.t_max, panels + 1, dtype=torch.float64)
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # tables that later derivatives may use
             self.runs = [self._within(self.ends[:-1], self.ends[1:])]  # kernels of 2^j panels from each start
             while 2 ** len(self.runs) <= panels:
                 last, reach = self.runs[-1], 2 ** (len(self.runs) - 1)

@@ -200,8 +200,8 @@ class AffineSDE(Linear):
         if key not in self._known:
             if len(self._known) >= _REMEMBERED:  # an adaptive solver repeats nothing
                 self._known.clear()
-            with torch.no_grad():
-                self._known[key] = self._scales(t64)
+            with torch.inference_mode(False), torch.no_grad():  # for derivatives in x that may come later
+                self._known[key] = self._scales(torch.tensor(key, dtype=torch.float64))
         return self._known[key]
 
     @cached_property

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..autodiff import leaf, recording
-from ..diffusion import Dense, Diagonal, Diffusion
+from ..diffusion import Applied, Dense, Diagonal, Diffusion
 from ..sde import SDE, Semilinear
 from .affine import check_coefficients
 
@@ -44,6 +44,8 @@ def with_derivative(diffusion: DiffusionAt, x: Tensor) -> tuple[Diffusion, Tenso
     with recording():
         at = x if keep and x.requires_grad else leaf(x)
         g = diffusion(at)
+        if isinstance(g, Applied):  # which ignores the state
+            return g, None
         assert isinstance(g, Diagonal)
         derivative = _pulled(g.value, at, torch.ones_like(x), keep)
     if keep or not isinstance(g.value, Tensor):

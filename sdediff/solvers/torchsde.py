@@ -15,7 +15,7 @@ import torch
 import torchsde
 from torch import Tensor, nn
 
-from ..diffusion import Dense, Diffusion
+from ..diffusion import Applied, Dense, Diffusion
 from ..sde import SDE
 from .base import Integrator, Interval, Trajectory
 from .diffusions import check_own
@@ -94,6 +94,11 @@ class _System(nn.Module):
         super().__init__()
         self.process, self.shape, self.sign = process, x.shape, -1.0 if falling else 1.0
         self.learned = nn.ModuleList(dict.fromkeys(_modules(process)))  # whose parameters the adjoint differentiates by
+        if isinstance(diffusion, Applied):
+            raise TypeError(
+                "torchsde wants the entries of the noise matrix, and this process only applies it: use EulerMaruyama or "
+                "StochasticHeun."
+            )
         self.noise_type = "general" if isinstance(diffusion, Dense) else "diagonal"
         noise = diffusion.noise_shape(x)
         self.noise_size = (noise[0], noise.numel() // noise[0])

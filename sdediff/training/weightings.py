@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..checks import float64
-from ..score import Score
+from ..score import Schedule, Score
 
 Weighting = Callable[[Score, Tensor], Tensor]
 """``weighting(score, t)``: a factor for the squared error of the score's own target at t, of t's shape."""
@@ -54,7 +54,8 @@ class Likelihood:
 
     def __call__(self, score: Score, t: Tensor) -> Tensor:
         """g² times the squared factor from the prediction to the score."""
-        return (score.sde.diffusion_coefficient(float64(t)) * _factor(score, score.form.score, t)) ** 2
+        factor = _factor(score, score.form.score, t)
+        return (score.sde.diffusion_coefficient(float64(t)) * factor) ** 2
 
 
 class MinSNR:
@@ -91,6 +92,11 @@ class Karras:
 
 def _factor(score: Score, view: Callable[..., Tensor], t: Tensor) -> Tensor:
     """By what an error of the prediction is multiplied to become one of the score, the noise or the data."""
+    if not isinstance(score.sde, Schedule):
+        raise TypeError(
+            f"{type(score.sde).__name__} has matrices for alpha and sigma, and this weighting needs numbers: use Simple, or a "
+            "function weighting(score, t) of your own."
+        )
     alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
     one: Any = torch.ones_like(alpha)
     return view(one, torch.zeros_like(alpha), alpha, sigma)
