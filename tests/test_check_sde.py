@@ -16,7 +16,7 @@ import sdediff as sd
 from sdediff.cli import main
 from sdediff.testing import check_sde as assert_sde
 from sdediff.testing import passes
-from sdediff.verify import budget, moments, report, statistics
+from sdediff.verify import budget, moments, particles, report, statistics
 from sdediff.verify.check_sde import _case
 from sdediff.verify.contract import contract
 from sdediff.verify.differences import slope
@@ -123,6 +123,47 @@ def test_the_clock_may_end_in_the_middle_of_things():
 
     found = assert_sde(Short(), n=1_000)
     assert any(r.what.startswith("reverse: from t = 3 to") for r in found.rows)
+
+
+class Jumping(sd.SDE):
+    """Coefficients that jump in t: no kernel is derived, and no grid meets the jump."""
+
+    def f(self, x, t):
+        return -torch.where(t < 0.31, 1.0, 5.0).to(x) * x
+
+    def g(self, x, t):
+        return torch.where(t < 0.31, 1.0, 2.0).to(x) * torch.ones(1, *[1] * (x.ndim - 1), dtype=x.dtype)
+
+
+class Tiny(sd.SDE):
+    """So little noise that the data are never drowned in it."""
+
+    def f(self, x, t):
+        return torch.zeros_like(x)
+
+    def g(self, x, t):
+        return 1e-3
+
+
+def with_zeros():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    return D.Empirical(torch.cat([torch.zeros(10, 2), x]))
+
+
+@pytest.mark.parametrize(
+    ("process", "density"),
+    [
+        (Jumping, lambda: None),
+        (Tiny, lambda: None),
+        (sd.VP, with_zeros),  # derivatives by differences at x = 0
+        (Cubic, with_zeros),  # no score at t = 0
+        (sd.VP, lambda: D.Mixture([[100.0, -30.0], [-50.0, 200.0]], std=10.0)),  # far from unit size
+        (sd.EDM, lambda: D.Mixture([[1e-3, 0.0], [0.0, 2e-3]], std=1e-4)),
+    ],
+    ids=["jumping", "tiny noise", "zeros", "points", "large data", "small data"],
+)
+def test_no_false_alarm_in_odd_but_right_cases(process, density):
+    assert_sde(process(), density(), n=1_000)
 
 
 def test_coupled_processes_pass():
@@ -330,6 +371,22 @@ def test_joint_test_of_what_does_not_vary():
     assert statistics.joint_test(torch.zeros(10, 2)).p == 1.0 and statistics.joint_test(torch.ones(10, 2)).p == 0.0
     v[3] = math.nan
     assert statistics.joint_test(v).p == 0.0
+
+
+def test_steps_that_do_not_converge_are_seen():
+    """Differences that shrink at order 1/2 pass, at order 1/4 they do not; nor does a drift that explodes."""
+    a, b = (torch.randn(20_000, generator=torch.Generator().manual_seed(k), dtype=torch.float64).abs() for k in (0, 1))
+    assert particles._order_test(a, b / 2**0.5).p > 0.01 and particles._order_test(a, b / 2**0.25).p < 1e-5
+
+    class Explosive(sd.SDE):
+        def f(self, x, t):
+            return 30 * x**3
+
+        def g(self, x, t):
+            return 1 + 0.5 * x.tanh()
+
+    found = sd.verify.check_sde(Explosive(), D.gaussian((3.0, 3.0), 1.0), n=1_000)
+    assert next(r.what for r in found.rows if not r.passed).startswith("steps")
 
 
 def test_more_time_buys_more_particles():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from .report import Row, fact_row
 
 _OWN = Path(__file__).parents[1]
 _TORCH = Path(torch.__file__).parent
+_PYTHON = Path(os.__file__).parent  # its library, but not what is installed below it
 
 
 def attempt(what: str, check: Callable[[], Iterable[Row]]) -> tuple[Row, ...]:
@@ -35,4 +37,5 @@ def told(error: Exception) -> str:
 
 def _ours(filename: str) -> bool:
     path = Path(filename)
-    return filename.startswith("<frozen") or any(path.is_relative_to(root) for root in (_OWN, _TORCH))
+    library = path.is_relative_to(_PYTHON) and "site-packages" not in path.parts
+    return library or filename.startswith("<frozen") or any(path.is_relative_to(root) for root in (_OWN, _TORCH))

@@ -102,6 +102,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.unchecked: list[str] = []
+        self.broken: tuple[Row, ...] = ()
 
     @cached_property
     def event_shape(self) -> tuple[int, ...]:
@@ -130,7 +131,9 @@ class Case:
         if isinstance(self.sde, Linear) or type(self.sde).perturb is not SDE.perturb:
             return self.sde
         try:
-            return derived(self.sde, tuple(self.density.event_shape))
+            found = derived(self.sde, tuple(self.density.event_shape))
+            Kernel(found, self.event_shape).at(0.5 * self.horizon)
+            return found
         except Exception as error:
             self.unchecked.append(
                 f"kernel, and the law at t > 0: x_t given x_0 is not known to be Gaussian. {told(error)}"
@@ -139,8 +142,16 @@ class Case:
 
     @cached_property
     def kernel(self) -> Kernel | None:
-        """The kernel read off, where there is one."""
-        return None if self.linear is None else Kernel(self.linear, self.event_shape)
+        """The kernel read off, where there is one; a row of its own where it cannot be had."""
+        if self.linear is None:
+            return None
+        kernel = Kernel(self.linear, self.event_shape)
+        try:
+            kernel.at(0.5 * self.horizon)
+            return kernel
+        except Exception as error:
+            self.broken = (fact_row("kernel: perturb(x0, t, noise)", told(error)),)
+            return None
 
     @cached_property
     def times(self) -> list[float]:
@@ -187,7 +198,7 @@ class Case:
     def law(self) -> Law:
         """The law at every t where it has a closed form, else a smooth density taken at one time."""
         closed = type(self.density).diffused is not Density.diffused
-        if self.linear is None and not isinstance(self.sde, KernelSDE):
+        if self.kernel is None and not isinstance(self.sde, KernelSDE):
             return Fixed(self.density)
         try:
             if isinstance(self.sde, KernelSDE):
@@ -226,11 +237,11 @@ class Case:
 
     def exact(self, seed: int) -> tuple[Row, ...]:
         """All rows without a p-value but the contract."""
-        rows: tuple[Row, ...] = ()
-        if self.kernel is not None:
+        kernel, rows = self.kernel, self.broken
+        if kernel is not None:
             x = self.start(16, torch.Generator().manual_seed(seed))
-            rows += tuple(kernel_rows(self.sde, self.kernel, self.times, x))
-            rows += tuple(schedule_rows(self.linear, self.kernel, self.times))
+            rows += tuple(kernel_rows(self.sde, kernel, self.times, x))
+            rows += tuple(schedule_rows(self.linear, kernel, self.times))
             if not has_prior(self.linear):
                 self.unchecked.append(f"prior: {type(self.sde).__name__} names no law at t_max.")
         if self.size > LARGEST:
@@ -269,7 +280,10 @@ class Case:
         if self.kernel is None:
             panels.append(convergence_panel(sde, self._calm(seed), self.start))
             if sde.direction == 1 and self.given and not isinstance(sde, KernelSDE):
-                panels.append(langevin_panel(sde, Fixed(self.density), 0.5 * self.horizon, seed))
+                try:
+                    panels.append(langevin_panel(sde, Fixed(self.density), 0.5 * self.horizon, seed))
+                except Exception as error:  # a density with hard edges, or a set of points
+                    self.unchecked.append(f"the Langevin identity by particles: {told(error)}")
             return panels
         panels.append(forward_panel(sde, self.kernel, self.kernel.time_of(0.0, self.horizon), self.data))
         if self.law.moves:
@@ -281,7 +295,9 @@ class Case:
     def _nodes(self, steps: int) -> Tensor:
         """Falling times, evenly spread in log(signal/noise)."""
         assert self.kernel is not None
-        first, last = (self.kernel.time_of(v, self.horizon) for v in (_FIRST, _LAST))
+        first = self.kernel.time_of(_FIRST, self.horizon)
+        # Where the clock ends before there is that much noise, as far from its end.
+        last = self.kernel.time_of(max(self.kernel.log_ratio(first), _FIRST) + _LAST - _FIRST, self.horizon)
         table = torch.linspace(math.log(last), math.log(first), 65, dtype=torch.float64)
         known = torch.tensor([self.kernel.log_ratio(math.exp(u)) for u in table.tolist()], dtype=torch.float64)
         wanted = torch.linspace(float(known[-1]), float(known[0]), steps + 1, dtype=torch.float64)

@@ -41,10 +41,13 @@ def forward_panel(sde: SDE, kernel: Kernel, t: float, start: Callable[[int, torc
     moments = kernel.at(t)
     root = torch.linalg.cholesky(moments.covariance)
     steps_per = _Steps(8 * _SHARP)
+    signal = (rows(start(1_000, torch.Generator().manual_seed(0))) @ moments.map.T).square().sum(1).mean()
+    # An affine process may start anywhere: data that are large beside the noise would show the error of the steps.
+    factor = min(1.0, math.sqrt(float(moments.covariance.trace() / signal)))
 
     def panel(n: int, seed: int) -> dict[str, Outcome]:
         generator = torch.Generator().manual_seed(seed)
-        x0 = start(n, generator)
+        x0 = factor * start(n, generator)
         nodes = torch.linspace(0, t, steps_per(n) + 1, dtype=torch.float64)
         ends = solve_halved(sde, x0, EulerMaruyama(), nodes, _path(generator))
         mean = rows(x0) @ moments.map.T + moments.shift
@@ -128,17 +131,22 @@ def _normal_waves(count: int) -> Tensor:
 
 
 def _three_chains(sde: SDE, x: Tensor, h: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The ends of Euler-Maruyama chains with steps h, h/2 and h/4 on one Brownian path."""
-    chains = [x, x, x]
+    """The ends of Euler-Maruyama chains with steps h, h/2 and h/4 on one Brownian path.
+
+    Each sample has its own clock, slower than this by up to a half: f and g that jump at some time meet no one grid.
+    """
+    pace = 0.5 + 0.5 * torch.rand(len(x), *[1] * (x.ndim - 1), generator=generator, dtype=x.dtype)
+    step, chains = h * pace, [x, x, x]
     for k in range(_COARSEST):
-        shape = sde.diffusion(chains[0], k * h).noise_shape(x)
-        quarters = [torch.randn(shape, generator=generator, dtype=x.dtype) * math.sqrt(h / 4) for _ in range(4)]
+        shape = sde.diffusion(chains[0], k * step).noise_shape(x)
+        size = (0.25 * step).sqrt().reshape(len(x), *[1] * (len(shape) - 1))
+        quarters = [torch.randn(shape, generator=generator, dtype=x.dtype) * size for _ in range(4)]
         for level, parts in enumerate((1, 2, 4)):
-            step, each = h / parts, 4 // parts
+            each = 4 // parts
             for i in range(parts):
                 at, dw = chains[level], sum(quarters[i * each : (i + 1) * each], torch.zeros(()))
-                t = k * h + i * step
-                chains[level] = at + step * sde.drift(at, t) + sde.diffusion(at, t) @ dw
+                t = (k + i / parts) * step
+                chains[level] = at + step / parts * sde.drift(at, t) + sde.diffusion(at, t) @ dw
     return chains[0], chains[1], chains[2]
 
 

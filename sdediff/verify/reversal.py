@@ -124,20 +124,23 @@ def divergence_rows(probe: Probe, seed: int) -> Iterable[Row]:
 def _divergence(probe: Probe, what: str, seed: int) -> Row:
     sde, x = probe.sde, probe.draw(16, torch.Generator().manual_seed(seed))
     flat, worst, where = rows(x), 0.0, ""
+    # Steps in proportion to x, so that what must be positive stays so; but not where x is next to nothing.
+    least = 1e-3 * float(flat.square().mean().sqrt()) or 1.0
+    reach = torch.where(flat.abs() > least, flat, least)
     for t in probe.times:
         claimed = rows(sde.gram_divergence(x, t))
         seen, change = torch.zeros_like(flat), torch.zeros_like(flat)
         for j in range(flat.shape[1]):
             direction = torch.zeros_like(flat)
-            direction[:, j] = flat[:, j]  # in proportion to x: a state that must be positive stays so
+            direction[:, j] = reach[:, j]
 
             def moved(e: float, direction: Tensor = direction, j: int = j, t: float = t) -> Tensor:
                 at = (flat + e * direction).reshape(x.shape)
                 return gram(sde.diffusion(at, t), at)[:, :, j]
 
-            column = slope(moved, 0.05) / flat[:, j : j + 1]
+            column = slope(moved, 0.05) / reach[:, j : j + 1]
             seen, change = seen + column, torch.maximum(change, column.abs())
-        scale = gram(sde.diffusion(x, t), x).abs().amax((1, 2)) / flat.abs().amax(1)
+        scale = gram(sde.diffusion(x, t), x).abs().amax((1, 2)) / reach.abs().amax(1)
         error = relative(claimed - seen, seen, claimed, change, scale)
         if not error <= worst:
             worst, where = error, f"at t = {t:.4g}: (∇·D)_i = Σ_j ∂_j D_ij. A g that leaves autograd's graph has none."
