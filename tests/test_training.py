@@ -345,7 +345,7 @@ def test_averaged_weights_by_hand():
     model.weight.data.fill_(5.0)
     ema = tr.averaged(model, decay=0.5)
     want = 5.0
-    for n, value in enumerate([5.0, 1.0, 2.0, -3.0, 8.0, 4.0, 0.5]):
+    for n, value in enumerate([3.0, 1.0, 2.0, -3.0, 8.0, 4.0, 0.5]):
         model.weight.data.fill_(value)
         model.count.fill_(n)
         ema.update_parameters(model)
