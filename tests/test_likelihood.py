@@ -517,6 +517,9 @@ def test_wrong_arguments_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             wrong()
+    for ask in (sd.log_prob, sd.elbo):
+        with pytest.raises(TypeError, match=r"score.law\(sde.t_max\)"):
+            ask(sde, score, x, terminal=score)
     with pytest.raises(TypeError, match="log_prob takes any SDE"):
         sd.elbo(Geometric(), score, x)
 

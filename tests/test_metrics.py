@@ -458,8 +458,8 @@ def test_what_each_test_sees():
 
 @pytest.mark.soak
 def test_power_of_the_panel():
-    """The table of docs/metrics.md at n = 2000 and p <= 0.05, 20 repetitions each: what sees what."""
-    law, n, repeats = sd.densities.ring(8), 2000, 20
+    """The table of docs/metrics.md at n = 2000 and p <= 0.05, ten repetitions each: what sees what."""
+    law, n, repeats = sd.densities.ring(8), 2000, 10
     kinds = {
         "wide": lambda s: sd.densities.ring(8, std=0.11).sample(n, seed=s),
         "shift": lambda s: law.sample(n, seed=s) + torch.tensor([0.05, 0.0]),
@@ -467,9 +467,9 @@ def test_power_of_the_panel():
         "dropped": lambda s: sd.densities.Mixture(law.means[:7], std=0.1).sample(n, seed=s),
     }
     tests = {
-        "energy": lambda x, y, s: m.energy_test(x, y, permutations=199, seed=s).p_value,
-        "mmd": lambda x, y, s: m.mmd_test(x, y, permutations=199, seed=s).p_value,
-        "stein": lambda x, y, s: m.stein_test(x, law.score, repeats=199, seed=s).p_value,
+        "energy": lambda x, y, s: m.energy_test(x, y, permutations=99, seed=s).p_value,
+        "mmd": lambda x, y, s: m.mmd_test(x, y, permutations=99, seed=s).p_value,
+        "stein": lambda x, y, s: m.stein_test(x, law.score, repeats=99, seed=s).p_value,
         "occupancy": lambda x, y, s: m.mode_occupancy(x, law).p_value,
         "within": lambda x, y, s: m.within_mode(x, law).p_value,
     }
@@ -481,7 +481,7 @@ def test_power_of_the_panel():
     }
     for kind, test in [("wide", "within"), ("shift", "stein"), ("weights", "occupancy"), ("dropped", "energy"),
                        ("dropped", "mmd"), ("dropped", "occupancy")]:  # fmt: skip
-        assert power[kind, test] >= 0.95, (kind, test, power[kind, test])
+        assert power[kind, test] >= 0.9, (kind, test, power[kind, test])
     for kind, test in [("wide", "energy"), ("wide", "mmd"), ("wide", "occupancy"), ("weights", "stein"),
                        ("dropped", "stein"), ("shift", "energy"), ("dropped", "within")]:  # fmt: skip
         assert power[kind, test] <= 0.4, (kind, test, power[kind, test])

@@ -36,7 +36,7 @@ from ..linear import LinearSDE, derivative
 from ..score import Given, Score, as_score
 from ..sde import ScoreLike
 from .estimate import Estimate
-from .flow import Law
+from .flow import Law, terminal_law
 
 _TINY = 1e-24  # keeps a variance that rounds to 0 right beside t0 from being divided by
 
@@ -117,7 +117,7 @@ def elbo(
     )  # fmt: skip
     with torch.no_grad(), counting.count() as tally:
         mean, square = _stratified(integrand, draws)
-        end, end_square = integrand.end(sde.prior(tuple(x.shape[1:])) if terminal is None else terminal, draws)
+        end, end_square = integrand.end(terminal_law(sde, terminal, tuple(x.shape[1:])), draws)
     return Estimate(mean + end, (square + end_square).sqrt(), tally.rows // len(x))
 
 

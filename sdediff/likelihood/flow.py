@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..checks import check_finite, check_state
 from ..densities.base import host_generator
+from ..score import Score
 from ..sde import ODE, SDE, Reversal, ScoreLike
 from ..solution import Solution
 from ..solve import solve
@@ -116,7 +117,7 @@ def log_prob(
         flow = flow.given(cond)
     probes = rule.probes(x, host_generator(seed, generator))
     both = WithDivergence(flow, event_shape, rule, probes)
-    law = sde.prior(event_shape) if terminal is None else terminal
+    law = terminal_law(sde, terminal, event_shape)
     sol = _solve(both, both.pack(x), sde.t_min if t is None else t, sde.t_max, solver, steps, grid)
     latent, integrals = both.unpack(sol.x)
     at_end = law.log_prob(latent)
@@ -127,6 +128,18 @@ def log_prob(
     error = integrals.std(1) / math.sqrt(count) if count > 1 else unknown
     value = at_end + integrals.mean(1)
     return LogDensity(value, error, sol.stats["nfe"], latent, _prior_error(sde, terminal, latent, at_end))
+
+
+def terminal_law(sde: SDE, terminal: Law | None, event_shape: tuple[int, ...]) -> Law:
+    """The law at t_max: the one given, checked, or the prior of the process."""
+    if terminal is None:
+        return sde.prior(event_shape)
+    if isinstance(terminal, Score) or not hasattr(terminal, "log_prob"):
+        raise TypeError(
+            f"terminal must be a law with log_prob(x), got {type(terminal).__name__}: of an ExactScore it is "
+            "score.law(sde.t_max)."
+        )
+    return terminal
 
 
 def encode(
