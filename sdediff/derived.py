@@ -92,7 +92,8 @@ def as_linear(sde: SDE, event_shape: Sequence[int] | None = None) -> Any:
     if held is None or not held.still(sde):
         held = vars(sde)[HELD] = _Held({name: value for name, value in vars(sde).items() if name != HELD}, {})
     if shape not in held.processes:
-        held.processes[shape] = _derive(_Probe(sde, shape))
+        with torch.device("cpu"), torch.inference_mode(False):  # whatever the caller is doing
+            held.processes[shape] = _derive(_Probe(sde, shape))
     return held.processes[shape]
 
 
@@ -125,7 +126,9 @@ class DerivedLinear(LinearSDE):
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """f at x = 1."""
-        return self._probe.drift(torch.ones(1, self._probe.size), t.reshape(-1))[:, 0, 0].reshape(t.shape)
+        return self._probe.drift(torch.ones(1, self._probe.size, device=t.device), t.reshape(-1))[:, 0, 0].reshape(
+            t.shape
+        )
 
     def diffusion_coefficient(self, t: Tensor) -> Tensor:
         """The noise of the first coordinate."""
@@ -171,8 +174,8 @@ class DerivedAffine(AffineSDE):
     def drift_matrix(self, t: Tensor) -> Tensor:
         """The columns f(e) - f(0), for states e that are 1 in one coordinate of each block."""
         n, k = self._probe.size // self._k, self._k
-        units = torch.eye(k, dtype=torch.float64).unsqueeze(1).expand(k, n, k)
-        states = torch.cat([torch.zeros(1, self._probe.size, dtype=torch.float64), self.join(units, (k, n * k))])
+        units = torch.eye(k, dtype=torch.float64, device=t.device).unsqueeze(1).expand(k, n, k)
+        states = torch.cat([torch.zeros_like(units[0]).reshape(1, -1), self.join(units, (k, n * k))])
         values = self._probe.drift(states, t.reshape(-1))  # (T, 1 + k, D)
         columns = self._blocks(values[:, 1:] - values[:, :1])  # (T, k, n, k)
         matrix = columns.permute(0, 2, 3, 1)
@@ -180,7 +183,7 @@ class DerivedAffine(AffineSDE):
 
     def offset(self, t: Tensor) -> Tensor:
         """f(0)."""
-        zero = torch.zeros(1, self._probe.size, dtype=torch.float64)
+        zero = torch.zeros(1, self._probe.size, dtype=torch.float64, device=t.device)
         return self._blocks(self._probe.drift(zero, t.reshape(-1)))[:, 0].reshape(*t.shape[:-2], -1, self._k)
 
     def diffusion_matrix(self, t: Tensor) -> Tensor:
@@ -251,7 +254,7 @@ class _Probe:
 
     def deviations(self, t: Tensor) -> Tensor:
         """The entries of a diagonal g at t (T,): (T, D)."""
-        g = self.diffusion(torch.zeros(1, self.size), t)
+        g = self.diffusion(torch.zeros(1, self.size, device=t.device), t)
         if isinstance(g, Dense):  # a multiple of an orthogonal matrix, or orthogonal rows
             return g.matrix.double().square().sum(2).sqrt().expand(len(t), self.size)
         value = torch.as_tensor(g.value, dtype=torch.float64, device=t.device)
@@ -259,7 +262,7 @@ class _Probe:
 
     def matrix(self, t: Tensor) -> Tensor:
         """g as a matrix (T, D, r)."""
-        g = self.diffusion(torch.zeros(1, self.size), t)
+        g = self.diffusion(torch.zeros(1, self.size, device=t.device), t)
         return (
             g.matrix.double().expand(len(t), -1, -1) if isinstance(g, Dense) else torch.diag_embed(self.deviations(t))
         )

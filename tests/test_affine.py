@@ -559,12 +559,33 @@ def test_errors_say_what_to_do():
     with pytest.raises(TypeError, match="needs the reversal of a linear SDE"):
         sd.solve(sd.CLD().reverse(lambda x, t: -x), x, solver=sd.DDIM(), steps=3)
 
+    blur = sd.Blurring((2, 2))
+    with pytest.raises(TypeError, match="wants the entries of the noise matrix"):
+        sd.solve(blur, torch.zeros(2, 2, 2), solver=sd.TorchSDE(), steps=3)
+    cld, learned = sd.CLD(), sd.NoisePrediction(sd.CLD(), Answer(lambda x, t: x))
+    for weighting in (sd.training.NoiseError(), sd.training.Likelihood()):
+        with pytest.raises(TypeError, match="matrices for alpha and sigma, and this weighting needs numbers"):
+            sd.training.DenoisingLoss(learned, weighting=weighting)(torch.zeros(3, 4))
+    with pytest.raises(TypeError, match="A score of a CLD does not move"):
+        learned.to(sd.VP())
+    with pytest.raises(TypeError, match="A score moves to a LinearSDE, got CLD"):
+        sd.FunctionScore(lambda x, t: -x, sd.VP()).to(cld)
+
     class Ragged(Pairs):
         def diffusion_matrix(self, t):
             return torch.ones(3, 2, 2, dtype=F64)
 
     with pytest.raises(ValueError, match=r"\(2, 2, 2\) and diffusion_matrix \(3, 2, 2\)"):
         Ragged().drift(torch.zeros(1, 4), 0.5)
+
+
+def test_the_last_denoising_step_is_the_posterior_mean():
+    cld = sd.CLD()
+    score = sd.ExactScore(cld, sd.densities.ring(3).to(dtype=F64))
+    x = score.sample(4, 1.0, seed=0)
+    options = {"solver": sd.CoupledMultistep(), "steps": 5, "t1": 0.1}
+    plain, denoised = (sd.solve(cld.probability_flow(score), x, denoise=d, **options).x for d in (False, True))
+    torch.testing.assert_close(denoised, score.data(plain, 0.1))
 
 
 def test_at_the_start_states_are_data_with_the_noise_of_the_start():

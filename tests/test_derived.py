@@ -249,6 +249,30 @@ def test_a_coupled_process_of_two_functions_has_all_of_it_too():
     torch.testing.assert_close(coarse, fine, rtol=0, atol=2e-3)
 
 
+def test_a_learned_score_comes_back_from_a_file(tmp_path):
+    for process in (Three(), sd.CLD(beta=3.0)):
+        learned = sd.NoisePrediction(process, sd.networks.MLP((4,), width=8, depth=1))
+        sd.training.save(tmp_path / "score.safetensors", learned)
+        given = (
+            {"sde": Three()} if isinstance(process, Three) else {}
+        )  # a class of the user's own cannot be in the file
+        again = sd.training.load(tmp_path / "score.safetensors", **given).score
+        x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(again(x, 0.4), learned(x, 0.4))
+        torch.testing.assert_close(again.data(x, 0.4), learned.data(x, 0.4))
+
+
+def test_what_was_derived_in_inference_mode_can_be_differentiated_later():
+    custom, cld, x = Three(), sd.CLD(), torch.randn(3, 4, requires_grad=True)
+    with torch.inference_mode():
+        custom.perturb(torch.ones(3, 4), 0.3, torch.ones(3, 4))
+        cld.perturb(torch.ones(3, 4), 0.3, torch.ones(3, 4))
+    for process in (custom, cld):
+        for t in (0.3, torch.tensor([0.1, 0.3, 0.5])):
+            (slope,) = torch.autograd.grad(process.perturb(x, t, torch.ones(3, 4)).sum(), x)
+            assert slope.abs().max() > 0
+
+
 def test_what_is_derived_follows_the_process():
     class Rate(sd.SDE):
         def __init__(self, rate):
