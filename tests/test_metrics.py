@@ -432,11 +432,11 @@ def test_classifiers_see_what_they_can():
     x = normal(1200, 2, 0)
     y = normal(1200, 2, 1)
     turned = torch.stack([x[:, 0], x[:, 1].abs() * x[:, 0].sign()], 1)  # in two quadrants, with the marginals of y
-    for classifier in (m.Neighbours(), m.Perceptron()):
+    for classifier in (m.Neighbours(), m.Perceptron(steps=150)):
         seen = m.classifier_test(turned, y, classifier=classifier)
         assert seen.p_value < 1e-6 and 0.6 < seen.accuracy < 0.9
         assert m.classifier_test(x, y, classifier=classifier).p_value > LEVEL
-    again = [m.classifier_test(x, y, classifier=m.Perceptron(), seed=3) for _ in range(2)]
+    again = [m.classifier_test(x, y, classifier=m.Perceptron(steps=20), seed=3) for _ in range(2)]
     assert again[0] == again[1]
 
 
