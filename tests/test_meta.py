@@ -48,7 +48,7 @@ def function(x, t):
     return -torch.tanh(x) * (1 + t)
 
 
-VP, EDM, COSINE = sd.VP(), sd.EDM(), sd.CosineVP()
+VP, EDM, COSINE, CLD = sd.VP(), sd.EDM(), sd.CosineVP(), sd.CLD()
 PROCESSES = {
     "forward": Own(),
     "additive": Additive(),
@@ -64,6 +64,8 @@ PROCESSES = {
             COSINE, type("Net", (torch.nn.Module,), {"forward": lambda self, x, t: -x * t[:, None]})()
         )
     ),
+    "coupled-reverse": CLD.reverse(sd.FunctionScore(function, CLD)),
+    "coupled-flow": CLD.probability_flow(sd.FunctionScore(function, CLD)),
     "underdamped": sd.Underdamped(sd.FunctionScore(lambda x, t: -x), t_max=1.0),
 }
 
