@@ -55,13 +55,46 @@ def check_number(value: object, name: str) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {_seen(value)}.")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.nan
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{name} = {value} does not fit into 64 bits: give it as a float.")
+    number = float(value)
     if math.isnan(number):
-        raise ValueError(f"{name} = {value} must be a number, not NaN and not beyond what a float holds.")
+        raise ValueError(f"{name} = {value} must be a number, not NaN.")
     return number
+
+
+LARGEST = 1e18
+"""The largest that the parameter of a law may be, and the inverse of the smallest scale: float32 still holds their squares."""
+
+
+def check_size(value: object, name: str) -> float:
+    """``value`` as a float, if it is a number of at most 1e18 in size."""
+    number = check_number(value, name)
+    if abs(number) > LARGEST:
+        raise ValueError(f"{name} = {number:g} must be finite, at most {LARGEST:g} in size: use other units.")
+    return number
+
+
+def check_scale(value: object, name: str) -> float:
+    """``value`` as a float, if it is a positive number between 1e-18 and 1e18."""
+    number = check_number(value, name)
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise ValueError(
+            f"{name} = {number:g} must be positive, between {1 / LARGEST:g} and {LARGEST:g}: use other units."
+        )
+    return number
+
+
+def check_parameter(value: object, name: str) -> Tensor:
+    """A number, sequence or tensor of real numbers as a float64 copy on the host."""
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.empty(0, dtype=torch.complex64)
+    if found.is_complex() or found.dtype == torch.bool:
+        raise TypeError(f"{name} must be numbers, a tensor or nested lists of equal length, got {_seen(value)}.")
+    # from the value again: as_tensor alone rounds a list to float32
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
 
 
 def check_count(value: object, name: str, cure: str = "a positive whole number") -> int:
@@ -70,6 +103,19 @@ def check_count(value: object, name: str, cure: str = "a positive whole number")
         raise TypeError(f"{name} must be a positive whole number, got {_seen(value)}.")
     if not 1 <= value < 2**63:
         raise ValueError(f"{name} = {value}: ask for {cure}.")
+    return value
+
+
+MOST = 1_000_000
+"""The most modes, arms or squares that a toy law is made of."""
+
+
+def check_whole(value: object, name: str) -> int:
+    """``value``, if it is a whole number of at most a million."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {_seen(value)}.")
+    if value > MOST:
+        raise ValueError(f"{name} = {value} is more than {MOST:,}.")
     return value
 
 
@@ -95,14 +141,7 @@ def check_event(shape: object) -> tuple[int, ...]:
 
 def check_times(times: object, name: str) -> Tensor:
     """Times as a float64 tensor on the host, if they are real numbers."""
-    try:
-        found = torch.as_tensor(times)
-    except (TypeError, ValueError, RuntimeError):
-        found = torch.empty(0, dtype=torch.complex64)
-    if found.is_complex() or found.dtype == torch.bool:
-        raise TypeError(f"{name} must hold times, a sequence or tensor of numbers, got {_seen(times)}.")
-    # from the numbers again: as_tensor alone would have rounded a list to float32
-    return found.detach().cpu().double() if isinstance(times, Tensor) else torch.as_tensor(times, dtype=torch.float64)
+    return check_parameter(times, name)
 
 
 def _seen(value: object) -> str:

@@ -78,6 +78,8 @@ class Density(ABC):
         if device is not None:
             moved.device = torch.device(device)
         if dtype is not None:
+            if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+                raise TypeError(f"dtype = {dtype} must be a real floating-point dtype, such as torch.float32.")
             moved.dtype = dtype
         return moved
 

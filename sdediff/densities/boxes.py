@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import float64
+from ..checks import check_number, check_parameter, check_scale, check_whole, float64
 from .base import Density, Posterior, beside
 from .empirical import check_noise
 
@@ -42,7 +42,7 @@ class Boxes(Density):
         upper: Tensor | Sequence[Sequence[float]],
         weights: Tensor | Sequence[float] | None = None,
     ):
-        low, high = (torch.as_tensor(c, dtype=torch.float64, device="cpu").clone() for c in (lower, upper))
+        low, high = (check_parameter(c, name) for c, name in ((lower, "lower"), (upper, "upper")))
         if low.shape != high.shape or low.ndim != 2 or not bool((low < high).all()):
             raise ValueError(
                 f"lower {tuple(low.shape)} and upper {tuple(high.shape)} must both be (K, d), with lower < upper everywhere."
@@ -99,8 +99,9 @@ class Checkerboard(Boxes):
     """
 
     def __init__(self, side: int = 4, width: float = 4.0):
-        if side < 1 or not width > 0:
+        if check_whole(side, "side") < 1 or check_number(width, "width") <= 0:
             raise ValueError(f"side = {side} must be at least 1 and width = {width} positive.")
+        width = check_scale(width, "width")
         squares = [(i, j) for i in range(side) for j in range(side) if (i + j) % 2 == 0]
         lower = width * (torch.tensor(squares, dtype=torch.float64) / side - 0.5)
         super().__init__(lower, lower + width / side)

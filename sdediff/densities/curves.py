@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..checks import MOST, check_number, check_parameter, check_scale, check_size, check_whole
 from .mixture import Mixture
 
 Curve = Callable[[Tensor], Tensor]
@@ -34,8 +35,9 @@ def ribbon(curves: Curve | Sequence[Curve], *, std: float, pieces: int | None = 
     Raises:
         ValueError: std or pieces is not positive, or a curve returns something else than (P, d) finite points.
     """
-    if not std > 0 or (pieces is not None and pieces < 1):
+    if check_number(std, "std") <= 0 or (pieces is not None and check_whole(pieces, "pieces") < 1):
         raise ValueError(f"std = {std} and pieces = {pieces} must be positive.")
+    check_scale(std, "std")
     parts = [_pieces(curve, std, pieces) for curve in ([curves] if callable(curves) else curves)]
     weights, means, covariances = (torch.cat(column) for column in zip(*parts, strict=True))
     return Mixture(means, covariance=covariances, weights=weights)
@@ -49,6 +51,8 @@ def moons(radius: float = 1.5, std: float = 0.1) -> Mixture:
 
     Source: scikit-learn's ``make_moons``, centred.
     """
+
+    check_size(radius, "radius")
 
     def upper(u: Tensor) -> Tensor:
         return radius * (_direction(math.pi * u) - torch.tensor([0.5, 0.25], dtype=u.dtype))
@@ -64,7 +68,11 @@ def rings(radii: Sequence[float] = (0.75, 1.5, 2.25), std: float = 0.08) -> Mixt
 
     Source: Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367.
     """
-    circles: list[Curve] = [lambda u, r=r: r * _direction(2 * math.pi * u) for r in radii]  # type: ignore[misc]
+    each = check_parameter(radii, "radii").reshape(-1).tolist()
+    if not each:
+        raise ValueError("radii is empty: give the radius of at least one circle.")
+    _check_sizes(**{f"radii[{i}]": r for i, r in enumerate(each)})
+    circles: list[Curve] = [lambda u, r=r: r * _direction(2 * math.pi * u) for r in each]  # type: ignore[misc]
     return ribbon(circles, std=std)
 
 
@@ -76,11 +84,12 @@ def spirals(arms: int = 2, radius: float = 2.5, turns: float = 1.5, std: float =
 
     Source: Grathwohl et al. 2019, https://arxiv.org/abs/1810.01367 (two arms, one and a half turns).
     """
+    _check_sizes(radius=radius, turns=turns)
 
     def arm(k: int) -> Curve:
         return lambda u: radius * u.sqrt().unsqueeze(1) * _direction(2 * math.pi * (turns * u.sqrt() + k / arms))
 
-    return ribbon([arm(k) for k in range(arms)], std=std)
+    return ribbon([arm(k) for k in range(_arms(arms))], std=std)
 
 
 def swiss_roll(radius: float = 2.5, std: float = 0.1) -> Mixture:
@@ -93,6 +102,7 @@ def swiss_roll(radius: float = 2.5, std: float = 0.1) -> Mixture:
 
     Source: scikit-learn's ``make_swiss_roll``, two of its coordinates.
     """
+    check_size(radius, "radius")
     return ribbon(lambda u: radius / 3 * (1 + 2 * u).unsqueeze(1) * _direction(1.5 * math.pi * (1 + 2 * u)), std=std)
 
 
@@ -108,6 +118,7 @@ def pinwheel(arms: int = 5, radius: float = 1.6, spread: float = 0.3, twist: flo
 
     Source: Johnson et al. 2016, https://arxiv.org/abs/1603.06277.
     """
+    _check_sizes(radius=radius, spread=spread, twist=twist)
 
     def arm(k: int) -> Curve:
         def blade(u: Tensor) -> Tensor:
@@ -116,7 +127,18 @@ def pinwheel(arms: int = 5, radius: float = 1.6, spread: float = 0.3, twist: flo
 
         return blade
 
-    return ribbon([arm(k) for k in range(arms)], std=std)
+    return ribbon([arm(k) for k in range(_arms(arms))], std=std)
+
+
+def _check_sizes(**values: float) -> None:
+    for name, value in values.items():
+        check_size(value, name)
+
+
+def _arms(count: int) -> int:
+    if check_whole(count, "arms") < 1:
+        raise ValueError(f"arms = {count} must be at least 1.")
+    return count
 
 
 def _direction(angle: Tensor) -> Tensor:
@@ -133,7 +155,11 @@ def _pieces(curve: Curve, std: float, pieces: int | None) -> tuple[Tensor, Tenso
         )
     steps = points.diff(dim=0).norm(dim=1)
     length = float(steps.sum())
-    count = pieces or max(1, math.ceil(length / (2 * std)))
+    count = pieces or max(1, math.ceil(min(length / (2 * std), MOST + 1)))
+    if count > MOST:
+        raise ValueError(
+            f"std = {std:g} is so small beside a length of {length:.3g} that more than {MOST:,} pieces were needed."
+        )
     travelled = torch.cat([steps.new_zeros(1), steps.cumsum(0)])
     piece = (travelled / length * count).long().clamp(0, count - 1) if length > 0 else torch.zeros_like(u).long()
     mass = torch.bincount(piece, minlength=count).to(u.dtype)

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..checks import float64
+from ..checks import LARGEST, check_parameter, float64
 from .base import Density, Posterior, beside
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -53,10 +53,11 @@ class Mixture(Density):
         covariance: Tensor | None = None,
         weights: Tensor | Sequence[float] | None = None,
     ):
-        centres = _own(means)
-        if centres.ndim < 1 or centres.numel() == 0 or not bool(centres.isfinite().all()):
+        centres = _own(means, "means")
+        if centres.ndim < 1 or centres.numel() == 0 or not bool((centres.abs() <= LARGEST).all()):
             raise ValueError(
-                f"means has shape {tuple(centres.shape)}; it must be finite, of shape (K, *event) with K >= 1."
+                f"means has shape {tuple(centres.shape)}; it must be finite, of shape (K, *event) with K >= 1, its entries "
+                f"at most {LARGEST:g} in size."
             )
         self.event_shape = tuple(centres.shape[1:])
         self.means = centres.reshape(len(centres), -1)  # (K, D)
@@ -67,7 +68,7 @@ class Mixture(Density):
         if std is not None:
             self.variances = self._checked_std(std) ** 2  # (K, 1)
         else:
-            self.variances, self.basis = self._principal_axes(_own(covariance))  # (K, D) and the axes
+            self.variances, self.basis = self._principal_axes(_own(covariance, "covariance"))  # (K, D) and the axes
         self.log_weights = self.weights.log().unsqueeze(1)  # (K, 1)
         self.half_norms = 0.5 * self.means.square().sum(1, keepdim=True)  # (K, 1)
         self.reach = 2 * float(self.half_norms.max())  # the largest |m|²
@@ -79,15 +80,17 @@ class Mixture(Density):
         count = len(self.means)
         if weights is None:
             return torch.full((count,), 1 / count, dtype=torch.float64)
-        w = _own(weights)
+        w = _own(weights, "weights")
         if w.shape != (count,) or not bool((w > 0).all()) or not bool(torch.isfinite(w).all()):
             raise ValueError(f"weights must be {count} positive numbers, got {w.tolist()}.")
         return w / w.sum()
 
     def _checked_std(self, std: float | Tensor | Sequence[float]) -> Tensor:
-        s = _own(std)
+        s = _own(std, "std")
         if s.ndim > 1 or (s.ndim == 1 and len(s) != len(self.means)) or not bool(((s > 0) & s.isfinite()).all()):
             raise ValueError(f"std must be a positive number or {len(self.means)} of them, got {s.tolist()}.")
+        if not bool(((s >= 1 / LARGEST) & (s <= LARGEST)).all()):
+            raise ValueError(f"std = {s.tolist()} must lie between {1 / LARGEST:g} and {LARGEST:g}: use other units.")
         return s.reshape(-1, 1).expand(len(self.means), 1).contiguous()
 
     def _principal_axes(self, covariance: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,13 +150,14 @@ class Mixture(Density):
 
     def diffused(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> MixturePosterior:
         """The posterior at x (B, *event); alpha and sigma of shape () or (B, 1, ..., 1)."""
+        self._check(x)
         d = self.means.shape[1]
         if alpha.ndim == sigma.ndim == 0 and alpha.device.type == sigma.device.type == "cpu":
             limit = CANCELS[float64(x[:0]).dtype]
             smallest = float(alpha) ** 2 * float(self.variances.min()) + float(sigma) ** 2
             if float(alpha) ** 2 * self.reach < limit * smallest and (self.basis is None or d <= _FEW):
-                return QuadraticPosterior(self, self._check(x), alpha, sigma)
-        return ResidualPosterior(self, self._check(x), alpha, sigma)
+                return QuadraticPosterior(self, x, alpha, sigma)
+        return ResidualPosterior(self, x, alpha, sigma)
 
     def noised(self, alpha: float | Tensor, sigma: float | Tensor) -> Mixture:
         r"""The law of :math:`\alpha x_0 + \sigma\epsilon`: a mixture again, with covariances :math:`\alpha^2S + \sigma^2I`.
@@ -303,9 +307,9 @@ class QuadraticPosterior(MixturePosterior):
         return mean * self.x if d == 1 else (mean.reshape(d, d, -1) * self.x).sum(1)
 
 
-def _own(value: object) -> Tensor:
+def _own(value: object, name: str) -> Tensor:
     """A float64 copy on the host that no later change of the caller's tensor reaches."""
-    return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
+    return check_parameter(value, name)
 
 
 def _in_axes(diagonal: Tensor, basis: Tensor | None) -> Tensor:

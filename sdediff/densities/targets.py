@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checks import check_number, check_parameter, check_scale, check_seed, check_size, check_whole
 from .mixture import Mixture
 
 Weights = Tensor | Sequence[float] | None
@@ -25,7 +26,7 @@ def gaussian(mean: Tensor | Sequence[float] | float = (0.0, 0.0), std: float = 1
         mean: of the event's own shape, e.g. (2,), (3, 32, 32), or a number for scalar states.
         std: positive, in units of the data.
     """
-    return Mixture(torch.as_tensor(mean, dtype=torch.float64).unsqueeze(0), std=std)
+    return Mixture(check_parameter(mean, "mean").unsqueeze(0), std=std)
 
 
 def bimodal(centre: float = 1.5, std: float = 0.25, weight: float = 0.7) -> Mixture:
@@ -34,7 +35,8 @@ def bimodal(centre: float = 1.5, std: float = 0.25, weight: float = 0.7) -> Mixt
     Args:
         centre: c. std: s. weight: w, in (0, 1).
     """
-    if not 0 < weight < 1:
+    check_size(centre, "centre")
+    if not 0 < check_number(weight, "weight") < 1:
         raise ValueError(f"weight = {weight} must lie between 0 and 1.")
     return Mixture([-centre, centre], std=std, weights=[weight, 1 - weight])
 
@@ -50,7 +52,7 @@ def ring(modes: int = 8, radius: float = 2.0, std: float = 0.1, weights: Weights
 
     Source: Metz et al. 2017, https://arxiv.org/abs/1611.02163 (K = 8).
     """
-    return Mixture(radius * _directions(_angles(modes)), std=std, weights=weights)
+    return Mixture(check_size(radius, "radius") * _directions(_angles(modes)), std=std, weights=weights)
 
 
 def grid(side: int = 5, spacing: float = 1.0, std: float = 0.05, weights: Weights = None) -> Mixture:
@@ -65,7 +67,7 @@ def grid(side: int = 5, spacing: float = 1.0, std: float = 0.05, weights: Weight
     Source: Azadi et al. 2019, https://arxiv.org/abs/1810.06758 (25 modes).
     """
     _at_least_one(side, "side")
-    ticks = spacing * (torch.arange(side, dtype=torch.float64) - 0.5 * (side - 1))
+    ticks = check_size(spacing, "spacing") * (torch.arange(side, dtype=torch.float64) - 0.5 * (side - 1))
     return Mixture(torch.cartesian_prod(ticks, ticks), std=std, weights=weights)
 
 
@@ -82,8 +84,10 @@ def random_mixture(modes: int = 40, extent: float = 4.0, std: float = 0.15, *, d
     Source: Midgley et al. 2023, https://arxiv.org/abs/2208.01893 (40 modes in a wide square).
     """
     _at_least_one(modes, "modes")
-    uniform = torch.rand(modes, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Mixture(extent * (2 * uniform - 1), std=std)
+    _at_least_one(dim, "dim")
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    uniform = torch.rand(modes, dim, generator=generator, dtype=torch.float64)
+    return Mixture(check_size(extent, "extent") * (2 * uniform - 1), std=std)
 
 
 def anisotropic(
@@ -104,12 +108,17 @@ def anisotropic(
 
     Full covariances: what an isotropic shortcut gets wrong shows here.
     """
+    if not isinstance(std, (tuple, list)) or len(std) != 2:
+        raise ValueError(f"std = {std!r} must be two numbers, along and across.")
+    for value in std:
+        check_scale(value, "std")
+    check_size(turn, "turn")
     angles = _angles(modes)
     along = _directions(angles + turn)
     across = _directions(angles + turn + math.pi / 2)
     axes = torch.stack([along, across], 2)  # (K, 2, 2), columns
     covariance = (axes * torch.tensor(std, dtype=torch.float64).square()) @ axes.mT
-    return Mixture(radius * _directions(angles), covariance=covariance, weights=weights)
+    return Mixture(check_size(radius, "radius") * _directions(angles), covariance=covariance, weights=weights)
 
 
 def _angles(modes: int) -> Tensor:
@@ -122,5 +131,5 @@ def _directions(angles: Tensor) -> Tensor:
 
 
 def _at_least_one(count: int, name: str) -> None:
-    if count < 1:
+    if check_whole(count, name) < 1:
         raise ValueError(f"{name} = {count} must be at least 1.")

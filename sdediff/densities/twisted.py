@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import float64
+from ..checks import check_number, check_scale, check_size, check_whole, float64
 from .base import Density
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -31,9 +31,9 @@ class Banana(Density):
     event_shape = (2,)
 
     def __init__(self, bend: float = 0.8, std: tuple[float, float] = (1.0, 0.3)):
-        if not (std[0] > 0 and std[1] > 0):
+        if not isinstance(std, (tuple, list)) or len(std) != 2 or not all(check_number(s, "std") > 0 for s in std):
             raise ValueError(f"std = {std} must be two positive numbers.")
-        self.bend, self.std = float(bend), (float(std[0]), float(std[1]))
+        self.bend, self.std = check_size(bend, "bend"), (check_scale(std[0], "std"), check_scale(std[1], "std"))
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         """Samples in float64."""
@@ -73,8 +73,10 @@ class Funnel(Density):
     """
 
     def __init__(self, dim: int = 2, std: float = 3.0):
-        if dim < 2 or not std > 0:
+        if check_whole(dim, "dim") < 2 or check_number(std, "std") <= 0:
             raise ValueError(f"dim = {dim} must be at least 2 and std = {std} positive.")
+        if check_scale(std, "std") > 100:
+            raise ValueError(f"std = {std:g} is that of a logarithm: beyond 100 the scales it makes are no floats.")
         self.event_shape, self.std = (dim,), float(std)
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
