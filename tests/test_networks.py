@@ -53,6 +53,10 @@ def test_everything_has_an_effect_and_samples_none_on_each_other(case):
     x, t, labels = inputs(net, dtype=torch.float64)
     net(x, t, labels).square().sum().backward()
     assert all(float(p.grad.abs().max()) > 1e-12 for p in net.parameters())
+    convolutions = [p.grad for p in net.parameters() if p.ndim > 2]
+    assert all(
+        bool((g.abs().transpose(0, 1).flatten(1).amax(1) > 1e-12).all()) for g in convolutions
+    )  # all channels in
     with torch.no_grad():
         base = net(x, t, labels)
         for other in (net(x, t + 0.1, labels), net(x, t, (labels + 1) % 5)):

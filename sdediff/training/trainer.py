@@ -162,7 +162,7 @@ class Trainer:
                 torch.random.fork_rng(devices),
             ):
                 while self.step < self.plan.steps:
-                    value, norm = self._advance()
+                    value, norm = self.advance()
                     self._report(norm, bar)
                     if self.callback is not None:
                         self.callback(self.step - 1, value)
@@ -172,8 +172,8 @@ class Trainer:
             self.score.eval()
         return self.reached()
 
-    def _advance(self) -> tuple[float, float]:
-        """One update; the loss and the norm of its gradient."""
+    def advance(self) -> tuple[float, float]:
+        """Take one step: the loss, and the norm of its gradient before it was clipped."""
         plan = self.plan
         for group in self.optimiser.param_groups:
             group["lr"] = plan.rate(self.step)
