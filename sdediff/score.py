@@ -114,7 +114,7 @@ class Score(ABC):
 
     def example(self, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What there is to learn from: x_t, and the target of this score's form, for x_0 and noise of one shape."""
-        form, alpha, sigma = self._scales(t)
+        form, alpha, sigma = self._scales(x0, t)
         if isinstance(alpha, Tensor):
             alpha, sigma = alpha.to(x0.dtype), sigma.to(x0.dtype)
         return form.state(x0, noise, alpha, sigma), form.target(x0, noise, alpha, sigma)
@@ -127,16 +127,26 @@ class Score(ABC):
             t, form, alpha, sigma = as_time(t, check_state(x)), self.form, _Unknown(), _Unknown()
         else:
             t = as_time(t, check_state(x), self.sde.t_max)
-            form, alpha, sigma = self._scales(t)
+            form, alpha, sigma = self._scales(x, t)
         since = counting.calls()
         p = self.predict(x, t, cond)
         counting.seen(x.shape[0], since)
         return form, p, alpha, sigma
 
-    def _scales(self, t: Tensor) -> tuple[Form, Any, Any]:
+    def _scales(self, x: Tensor, t: Tensor) -> tuple[Form, Any, Any]:
         """This score's form, alpha and sigma; a process whose scales are matrices has the form translated."""
-        translated = getattr(self.sde, "translated", None)
-        return (self.form, self.sde.alpha(t), self.sde.sigma(t)) if translated is None else translated(self.form, t)
+        sde = self.sde
+        if not hasattr(sde, "alpha") and not hasattr(sde, "translated"):
+            from .derived import NotAffineError, as_linear  # which know linear processes, and they this module
+
+            try:
+                sde = as_linear(sde, tuple(x.shape[1:]))
+            except NotAffineError:
+                if not isinstance(self.form, ScoreForm):
+                    raise
+                return self.form, _Unknown(), _Unknown()
+        translated = getattr(sde, "translated", None)
+        return (self.form, sde.alpha(t), sde.sigma(t)) if translated is None else translated(self.form, t)
 
 
 class FunctionScore(Score):

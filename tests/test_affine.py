@@ -74,10 +74,18 @@ class Pairs(sd.AffineSDE):
         return tensor([[1.0, 0.3], [0.2, 0.8]], [[0.5, 0.0], [-0.4, 1.0]]) * (1 + t)
 
 
+class Uneven(Pairs):
+    """Noise of its own for each coordinate of each block."""
+
+    def diffusion_matrix(self, t):
+        return torch.diag_embed(tensor([1.0, 0.5], [0.2, 2.0])) * (1 + t)
+
+
 PROCESSES = [
     (Turning(), (3,)),
     (PerCoordinate(), (4,)),
     (Pairs(), (4,)),
+    (Uneven(), (4,)),
     (sd.CLD(), (4,)),
     (sd.Blurring((2, 3), 1.5), (2, 3)),
     (sd.Blurring((2, 2, 3), channels=1), (2, 2, 3)),
@@ -264,6 +272,20 @@ def test_noise_and_marginals_have_the_covariances_they_say(sde, shape):
     torch.testing.assert_close(pushed.T @ pushed, sde.diffusion(z, t).gram(z).flatten(1), rtol=1e-12, atol=1e-12)
     half = (0.5 * g) @ driving
     torch.testing.assert_close(half.flatten(1), 0.5 * pushed)
+
+
+@each_process
+def test_noise_at_times_per_sample(sde, shape):
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0), dtype=F64)
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=F64) * sde.t_max
+    back = sde.reverse(lambda x, t: -x, lambda t: 0.5 + t)
+    for process in (sde, back):
+        g = process.diffusion(x, t)
+        z = torch.randn(g.noise_shape(x), generator=torch.Generator().manual_seed(1), dtype=F64)
+        for i in range(3):
+            alone = process.diffusion(x[i : i + 1], float(t[i]))
+            torch.testing.assert_close((g @ z)[i], (alone @ z[i : i + 1])[0])
+            torch.testing.assert_close(g.gram(x)[i], alone.gram(x[i : i + 1])[0])
 
 
 def test_marginals_are_gaussians():

@@ -213,6 +213,17 @@ def test_three_lines_have_all_that_a_linear_process_has():
     assert samples.x.shape == (8, 2)
 
 
+def test_a_function_is_a_score_of_a_process_of_two_functions():
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
+    mine, theirs = (sd.FunctionScore(lambda x, t: -x, p) for p in (Three(), sd.VP()))
+    torch.testing.assert_close(mine.noise(x, 0.3), theirs.noise(x, 0.3))
+    torch.testing.assert_close(mine.data(x, 0.3), theirs.data(x, 0.3))
+    bent = sd.FunctionScore(lambda x, t: -x, sde_of(lambda x, t: x - x**3, lambda x, t: 1.0))
+    assert torch.equal(bent(x, 0.3), -x)
+    with pytest.raises(ValueError, match="belongs to no linear process"):
+        bent.noise(x, 0.3)
+
+
 def test_three_lines_train():
     """The loss on a batch is that of the process itself, and its gradient too."""
     torch.manual_seed(0)
