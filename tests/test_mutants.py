@@ -51,6 +51,30 @@ def test_wrong_processes_are_rejected(mutant):
     assert blamed and any(row.detail for row in blamed), found
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("UnscheduledVE", "kernel: x_0 at t = 0"),
+        ("SinglePrecisionSigma", "schedule: float32 times beside float64"),
+        ("MislaidTime", "schedule: time_of inverts log_snr"),
+        ("HalvedLogSNR", "schedule: alpha, sigma, log_snr, marginal agree"),
+        ("StandardNormalPrior", "prior: the law of x_t at t_max"),
+        ("ForgetfulTransition", "transition: composes to the kernel"),
+        ("ForgottenHalf", "kernel: its mean moves as f says"),
+        ("BatchNorm", "f, g: each sample by itself"),
+        ("OneTimeForAll", "f, g: each sample at its own time"),
+        ("InPlaceDrift", "f, g: x and t left as they were"),
+        ("DropoutDrift", "f, g: the same value twice"),
+        ("NegativeRoot", "f, g: finite on the domain"),
+        ("DetachedNoise", "f, g: derivatives by autograd"),
+        ("SummedDivergence", "∇·(GGᵀ): gram_divergence against differences"),
+    ],
+)
+def test_each_row_has_a_mutant_that_it_rejects(name, what):
+    (mutant,) = [m for m in mutants.PROCESSES if m.name == name]
+    assert what in failed(sd.verify.check_sde(mutant.make(), n=1_000))
+
+
 @pytest.mark.parametrize("mutant", mutants.SCORES, ids=str)
 def test_wrong_scores_are_rejected(mutant):
     sde = sd.SubVP() if mutant.name == "OneMinusAlphaBar" else sd.VP()

@@ -33,7 +33,7 @@ Panel = Callable[[int, int], dict[str, Outcome]]
 _AXES = 4
 _COARSEST = 64
 _LEAST_ORDER = 0.4  # 1/2 is what Euler-Maruyama has for any smooth f and g
-_SHARP = 12.0  # steps at 1,000 particles, for each unit of log(signal/noise) or relaxation time
+_SHARP = 5.0  # steps at 1,000 particles, for each unit of log(signal/noise) or relaxation time
 
 
 def forward_panel(sde: SDE, kernel: Kernel, t: float, start: Callable[[int, torch.Generator], Tensor]) -> Panel:

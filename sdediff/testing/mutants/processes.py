@@ -98,6 +98,14 @@ class CancellingVariance(VP):
         return (1 - torch.exp(2 * self.log_alpha(t).float())).to(t.dtype)
 
 
+class SinglePrecisionSigma(VP):
+    """sigma is computed in the dtype of the time, so that 1 - exp(…) cancels where times are float32."""
+
+    def sigma(self, t: Time) -> Tensor:
+        at = torch.as_tensor(t)
+        return torch.sqrt(1 - torch.exp(2 * self.log_alpha(at)))
+
+
 class PerturbedByVariance(VP):
     """perturb multiplies the noise by the variance instead of the standard deviation."""
 
@@ -427,7 +435,8 @@ PROCESSES: tuple[Mutant, ...] = (
         "f and g", DoubledNoise, ForgottenHalf, SquaredNoise, RisingDrift, LateNoise, SquareRootOfTime
     ),
     *_mutants(
-        "kernel", DoubledBeta, UnscheduledVE, SubVPWithVPKernel, CancellingVariance, PerturbedByVariance, SlightlyWide,
+        "kernel", DoubledBeta, UnscheduledVE, SubVPWithVPKernel, CancellingVariance, SinglePrecisionSigma, PerturbedByVariance,
+        SlightlyWide,
         ForgetfulTransition, HalvedLogSNR, MislaidTime, StandardNormalPrior, UncorrelatedNoise,
     ),
     *_mutants(
