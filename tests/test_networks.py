@@ -88,7 +88,7 @@ def test_a_unet_without_attention_is_local_and_with_it_is_not():
         assert bool((moved[40:] > 1e-9).any()) == far and float(moved[0]) > 1e-4
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["MLP", "colour, odd sizes, attention"])
 def test_networks_compile_without_a_break(case):
     """fullgraph raises on a break; aot_eager traces forward and backward and needs no compiler on the machine."""
     net = woken(CASES[case]())
@@ -122,7 +122,7 @@ def test_half_precision_is_near(case):
     net = woken(CASES[case]())
     x, t, labels = inputs(net)
     want = net(x, t, labels)
-    scale = float(want.abs().max())
+    scale = float(want.detach().abs().max())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = net(x, t, labels)
     torch.testing.assert_close(mixed.float(), want, rtol=0, atol=0.05 * scale)

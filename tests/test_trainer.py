@@ -478,7 +478,7 @@ def test_records_say_what_happened(tmp_path):
     examined = [(step, numbers["held_out"]) for step, numbers in mine if "held_out" in numbers]
     assert examined == list(got.held_out) and [step for step, _ in examined] == [*range(7, 60, 7), 60]
     assert sum(name.startswith("held_out/t=") for name in mine[6][1]) == 8
-    plan = dataclasses.replace(PLAN, steps=400, batch_size=4, save_every=None, evaluate_every=None)
+    plan = dataclasses.replace(PLAN, steps=400, batch_size=4, held_out=0.0, save_every=None, evaluate_every=None)
     mine.clear()
     got = trainer(plan=plan, recorders=[lambda step, numbers: mine.append((step, dict(numbers)))]).run()
     assert len(mine) == 200
@@ -580,7 +580,7 @@ def _command(words):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_the_same_command_goes_on_after_a_kill(here):
-    words = "train --data data.npy --labels labels.npy --config small.toml --steps 120 --save-every 1 --out"
+    words = "train --data data.npy --labels labels.npy --config small.toml --steps 60 --save-every 1 --out"
     assert main(f"{words} whole".split()) == 0
     child = multiprocessing.get_context("fork").Process(target=_command, args=(f"{words} broken",))
     child.start()
