@@ -14,7 +14,7 @@ from sdediff.solvers import Method, Orders
 from sdediff.solvers.exponential import ExponentialMultistep, Polynomial
 from sdediff.verify.affine_law import affine_map
 from sdediff.verify.references import END, MEAN, STD, ClosedForms, GaussianData, Oscillator, ring_flow
-from sdediff.verify.solver_orders import flow_order, order_of
+from sdediff.verify.solver_orders import flow_order, law_row, order_of
 
 F64 = torch.float64
 TABLEAU = sd.SRIW1().tableau
@@ -229,9 +229,10 @@ class Unrelaxed(sd.BAOAB):
 
 
 class Uncounted(Own):
+    requires = Semilinear
+
     def step(self, process, x, s, t, noise):
-        if isinstance(process, Semilinear):
-            process.score.predict(x, torch.tensor(s, dtype=F64), None)
+        process.score.predict(x, torch.tensor(s, dtype=F64), None)
         return super().step(process, x, s, t, noise)
 
 
@@ -271,6 +272,7 @@ MUTANTS = {
         "a sample depends",
     ),
     "order 2 claimed": (broken("Proud", orders=Orders(weak=2.0, ode=2.0)), "order on a mixture's flow"),
+    "weak order 2 claimed": (broken("Weak", orders=Orders(weak=2.0), requires=Semilinear), "law on Gaussian"),
     "strong order 1 claimed": (broken("Strong", orders=Orders(strong=1.0)), "strong order on closed forms"),
     "Heun's order understated": (Shy(), "order on a mixture's flow"),
     "multistep coefficient": (broken("Adams", AdamsBashforth, half=0.45), "order on a mixture's flow"),
@@ -285,7 +287,7 @@ MUTANTS = {
 
 REJECTED_IN_EVERY_RUN = {
     "√2 noise", "h for √h", "noise used again", "sign of h", "drift of the step before", "the same on reversals alone",
-    "multistep coefficient", "Heun's order understated", "error not controlled", "friction", "couples samples unsaid", "crash",
+    "weak order 2 claimed", "evaluations not counted", "multistep coefficient", "Heun's order understated", "error not controlled", "friction", "couples samples unsaid", "crash",
 }  # fmt: skip
 
 
@@ -340,6 +342,28 @@ def test_the_law_read_off_is_the_printed_recursion():
         a = 1 + h * (beta / 2 - beta / vt)
         m, v = a * m + h * beta / vt * mt, a * a * v + beta * h
     assert torch.allclose(mean, m, rtol=1e-10) and torch.allclose(covariance, v.diag(), rtol=1e-10, atol=1e-12)
+
+
+def test_the_area_under_a_path_is_no_noise_of_the_solver_s_own():
+    data = GaussianData()
+    back = data.sde.reverse(data.score)
+    found = affine_map(back, sd.SRA1(), 3, t0=1.0, t1=END, steps=4)
+    assert found.own == 0 and len(found.gains) == 2 * 4 * 3
+    corrected = affine_map(back, sd.PredictorCorrector(sd.EulerMaruyama()), 3, t0=1.0, t1=END, steps=4)
+    assert corrected.own == 4 and len(corrected.gains) == 2 * 4 * 3
+
+
+def test_the_order_of_a_law():
+    """From below, at the finest steps; more are taken where too few show it, and a floor is found out."""
+    assert law_row("", lambda n: 1 / n, 1.0, 0.1).passed and not law_row("", lambda n: 1 / n, 2.0, 0.1).passed
+    assert law_row("", lambda n: 1 / n**2, 1.0, 0.1).passed
+    assert law_row("", lambda n: 1 / n**2 + 30 / n**3, 2.0, 0.1).passed
+    assert not law_row("", lambda n: 1 / n + 0.01, 1.0, 0.1).passed
+    assert law_row("", lambda n: 0.09, None, 0.1).passed and not law_row("", lambda n: 0.11, None, 0.1).passed
+    assert (
+        not law_row("", lambda n: math.nan, 1.0, 0.1).passed and not law_row("", lambda n: math.nan, None, 0.1).passed
+    )
+    assert law_row("", lambda n: 1e-12, 2.0, 0.1).passed
 
 
 def test_the_law_of_the_data():

@@ -190,7 +190,7 @@ def test_the_numbers_are_those_of_gaussians():
 
 
 def test_the_distance_across_coupled_samples_is_unbiased():
-    """Neighbours share their random numbers; against independent samples of the same two laws."""
+    """Neighbours share their random numbers. For N(0, I) and N(0, 1.2² I) in the plane, E|X - Y| is known."""
     from sdediff.verify.error_budget import _distance_of_neighbours
 
     generator = torch.Generator().manual_seed(0)
@@ -199,9 +199,10 @@ def test_the_distance_across_coupled_samples_is_unbiased():
         x, y = (torch.randn(300, 2, generator=generator, dtype=torch.float64) for _ in range(2))
         pairs.append(_distance_of_neighbours(x, 1.2 * x))
         free.append(sd.metrics.energy_distance(x, 1.2 * y))
-    a, b = torch.tensor(pairs), torch.tensor(free)
-    assert abs(float(a.mean() - b.mean())) < 5 * float((a.var() / 60 + b.var() / 60).sqrt())
-    assert float(a.std()) < 0.2 * float(b.std())  # that is what the coupling is for
+    exact = math.sqrt(math.pi / 2) * (2 * math.sqrt(1 + 1.44) - math.sqrt(2) * 2.2)
+    found, spread = torch.tensor(pairs), torch.tensor(free).std()
+    assert abs(float(found.mean()) - exact) < 5 * float(found.std()) / math.sqrt(60) < 0.05 * exact
+    assert float(found.std()) < 0.2 * float(spread)  # that is what the coupling is for
 
 
 def test_adaptive_solvers_atoms_and_priors_of_ones_own():
