@@ -287,7 +287,8 @@ MUTANTS = {
 
 REJECTED_IN_EVERY_RUN = {
     "√2 noise", "h for √h", "noise used again", "sign of h", "drift of the step before", "the same on reversals alone",
-    "weak order 2 claimed", "evaluations not counted", "multistep coefficient", "Heun's order understated", "error not controlled", "friction", "couples samples unsaid", "crash",
+    "weak order 2 claimed", "evaluations not counted", "multistep coefficient", "Heun's order understated",
+    "error not controlled", "friction", "couples samples unsaid", "crash",
 }  # fmt: skip
 
 
