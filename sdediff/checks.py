@@ -159,7 +159,7 @@ def float64(t: Time) -> Tensor:
             except (TypeError, ValueError, RuntimeError):
                 raise TypeError(f"A time must be a number or a tensor, got {_seen(t)}.") from None
         if math.isnan(t):
-            raise ValueError("A time is NaN.")
+            raise ValueError("A time is NaN: give a number.")
         return torch.tensor(float(t), dtype=torch.float64)
     if t.dtype == torch.float64:
         return t

@@ -173,7 +173,7 @@ class _SharedVariance:
 
     def _on(self, x: Tensor) -> tuple[Any, Mixture, tuple[Tensor, ...], float]:
         """The modes as x has them, and log w - alpha² |m|² / 2v for every time, (K, 1) each."""
-        own = self.mixture.on(x.device, x.dtype)
+        own = self.mixture.on(self.mixture._check(x).device, x.dtype)
         scale = (self.alpha * self.ratio).reshape(-1, 1, 1)
         biases = (self.mixture.log_weights - scale * self.mixture.half_norms).to(x.device, x.dtype)
         return (x.device, x.dtype), own, biases.unbind(), CANCELS.get(x.dtype, 0.0)

@@ -60,7 +60,7 @@ def sample(
         ValueError: n or batch_size is not positive, the event shape is unknown, or x has another length than n.
     """
     for name, value in (("n", n), ("batch_size", batch_size)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if (value is not None or name == "n") and not (type(value) is int and 1 <= value < 2**63):
             raise ValueError(f"{name} = {value!r} must be a positive whole number.")
     check_solver(solver, process)
     space = _Space.of(process, x, event_shape, device, dtype)

@@ -25,7 +25,9 @@ def read_array(path: Path) -> Tensor:
         raise ValueError(f"There is no file {path}.")
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except MemoryError:
+        raise ValueError(f"{path} says that it holds more than memory does: it is damaged, or too large.") from None
+    except Exception as error:  # a damaged header is parsed as Python, and fails in as many ways
         raise ValueError(f"{path} cannot be read as an array, it is damaged or holds objects: {error}") from error
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{path} holds {array.dtype} values; an array of real numbers is needed.")

@@ -61,6 +61,10 @@ class PredictorCorrector(Solver):
     instead = "use EulerMaruyama, which takes any SDE"
 
     def __init__(self, predictor: Solver, corrector: Langevin | None = None):
+        if not isinstance(predictor, Solver):
+            raise TypeError(f"predictor must be a fixed-step solver such as EulerMaruyama(), got {predictor!r}.")
+        if corrector is not None and not isinstance(corrector, Langevin):
+            raise TypeError(f"corrector must be Langevin(...), got {corrector!r}.")
         self.predictor, self.corrector = predictor, corrector or Langevin()
         self.couples_samples = predictor.couples_samples
 
