@@ -112,8 +112,8 @@ class RunFolder:
         for left in home.glob("*.part"):  # by a process that was killed
             shutil.rmtree(left)
         place = home / f"step-{state.step:08d}"
-        if place.exists():  # reached again by a training that went on from the one before
-            shutil.rmtree(place)
+        if place.exists():  # the same state, saved before
+            return
         beside = home / f"{place.name}.part"
         beside.mkdir()
         save_score(beside)
