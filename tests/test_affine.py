@@ -85,6 +85,7 @@ PROCESSES = [
     (Turning(), (3,)),
     (PerCoordinate(), (4,)),
     (Pairs(), (4,)),
+    (Pairs(), (2, 2)),
     (Uneven(), (4,)),
     (sd.CLD(), (4,)),
     (sd.Blurring((2, 3), 1.5), (2, 3)),

@@ -230,6 +230,23 @@ def test_with_one_number_it_is_the_scalar_solver(order, corrector, variable):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+def test_where_the_prediction_is_constant_two_steps_are_exact():
+    """Data of one point, under matrices that do not commute and an offset: the flow against DOP853, and the mean with noise."""
+    sde, atom = Full(), torch.tensor([[0.5, -1.0, 2.0]], dtype=F64)
+    score = sd.ExactScore(sde, sd.densities.Empirical(atom))
+    flow, x = sde.probability_flow(score), score.sample(6, 1.0, seed=0)
+    truth = sd.solve(flow, x, solver=sd.Scipy("DOP853", rtol=1e-12, atol=1e-13), t1=0.05).x
+    for order in (1, 3):
+        got = sd.solve(flow, x, solver=CoupledMultistep(order), grid=[1.0, 0.4, 0.05]).x
+        torch.testing.assert_close(got, truth, rtol=0, atol=1e-8)
+    nodes = torch.tensor([1.0, 0.4, 0.05], dtype=F64)
+    base, matrix, noises = response(sde.reverse(score), CoupledMultistep(1), nodes, 3)
+    start, end = sde.marginal(atom, 1.0), sde.marginal(atom, 0.05)
+    torch.testing.assert_close(base + matrix @ start.mean[0], end.mean[0], rtol=0, atol=1e-9)
+    covariance = matrix @ start.scales.kernel.covariance[0] @ matrix.T + noises.T @ noises
+    torch.testing.assert_close(covariance, end.scales.kernel.covariance[0], rtol=1e-8, atol=1e-12)
+
+
 # ---- orders -------------------------------------------------------------------------------------------------------------
 
 MIXTURE = sd.densities.Mixture([[1.0, 0.0], [-0.6, 0.4]], std=[0.5, 0.7], weights=[1, 2]).to(dtype=F64)

@@ -137,6 +137,8 @@ def test_the_coarsest_structure_is_found_and_is_right(custom, shape, matrices):
     process = sd.as_linear(custom, shape)
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), dtype=F64)
     t = torch.rand(4, generator=torch.Generator().manual_seed(1), dtype=F64)
+    torch.testing.assert_close(process.drift(x, t), custom.drift(x, t))
+    torch.testing.assert_close(process.diffusion(x, t).gram(x), custom.diffusion(x, t).gram(x))
     if matrices is None:
         assert isinstance(process, sd.LinearSDE)
         assert torch.allclose(sd.LinearSDE.f(process, x, t.reshape(4, *[1] * len(shape))), custom.drift(x, t))
