@@ -1,4 +1,4 @@
-"""The pictures of the README: ``python docs/make_images.py`` writes them to docs/images, each below 150 KB."""
+"""The pictures of README and docs: ``python docs/make_images.py`` writes them to docs/images, each below 150 KB."""
 
 import runpy
 from pathlib import Path
@@ -72,6 +72,26 @@ def identity() -> Figure:
     return figure
 
 
+def learned_ring(steps: int = 2000) -> tuple[sd.SDE, sd.densities.Density, sd.Score]:
+    """A ring, and a score that has not learned it for long."""
+    sde, data = sd.VP(), sd.densities.ring(8)
+    torch.manual_seed(0)
+    net = sd.NoisePrediction(sde, sd.networks.MLP(2, width=48, depth=2))
+    return sde, data, sd.training.fit(net, data.sample(8000, seed=0), steps=steps, seed=0, progress=False).score
+
+
+def score_error() -> Figure:
+    """How far the learned score is from the truth by t, enclosed by held-out data alone."""
+    sde, data, score = learned_ring()
+    return sd.verify.check_score(score, sde, data=data.sample(6000, seed=1), n=4000).plot_errors()
+
+
+def error_parts() -> Figure:
+    """What a sampler's error is made of."""
+    sde, data, score = learned_ring()
+    return sd.verify.error_budget(score, sde, data, sd.EulerMaruyama(), steps=60, n=2000).plot()
+
+
 def chain_to_sde() -> None:
     """The picture of examples/ddpm_chain.py: chains against the number of their steps."""
     runpy.run_path(str(EXAMPLES / "ddpm_chain.py"))["main"](out=str(FOLDER / "chain_to_sde.png"))
@@ -103,4 +123,6 @@ if __name__ == "__main__":
     matplotlib.use("Agg")
     save(there_and_back(), FOLDER / "there_and_back.png")
     save(identity(), FOLDER / "identity.png")
+    save(score_error(), FOLDER / "score_error.png")
+    save(error_parts(), FOLDER / "error_parts.png")
     chain_to_sde()

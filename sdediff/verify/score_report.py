@@ -75,7 +75,7 @@ class ScoreReport(Report):
         return figure
 
     def _draw_errors(self, ax: Any, at: list[float], known: bool, what: str) -> None:
-        from ..plot.style import COLOURS, quiet
+        from ..plot.style import COLOURS, GREY, quiet
 
         low, high = (
             [max(v, _TINY) for v in side] for side in ([e.low for e in self.errors], [e.high for e in self.errors])
@@ -92,6 +92,7 @@ class ScoreReport(Report):
         visible = [v for v in (*line, *high) if v > _TINY]
         ax.set_ylim(bottom=0.3 * max(min(visible, default=_TINY), 1e-4 * max(visible, default=1.0)))
         quiet(ax, f"rms error of the {what}, per coordinate")
+        ax.tick_params(axis="y", which="minor", labelsize=6, labelcolor=GREY, color=GREY, width=0.4, length=1.5)
 
     def _draw_losses(self, ax: Any, at: list[float], bound: str) -> None:
         from ..plot.style import COLOURS, INK, quiet
