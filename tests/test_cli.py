@@ -518,11 +518,19 @@ def test_the_examples_of_the_help_are_understood(
     class Begun(Exception):
         pass
 
-    for place in ("compare.compare", "verify.verify.langevin_identity", "train.Trainer", "sample.sample", "demo.run"):
+    for place in (
+        "compare.compare",
+        "verify.verify.langevin_identity",
+        "verify.verify.check_sde",
+        "train.Trainer",
+        "sample.sample",
+        "demo.run",
+    ):
         monkeypatch.setattr(f"sdediff.cli.{place}", _raising(Begun()))
     for name in ("data", "images", "labels", "mine"):
         Path(f"{name}.npy").write_bytes((trained / f"{'labels' if name == 'labels' else 'data'}.npy").read_bytes())
     Path("run").symlink_to(trained / "run")
+    Path("my_sde.py").write_text("import sdediff as sd\nclass MySDE(sd.VP):\n    pass\n")
     seen = 0
     for command in ("demo", "verify", "compare", "train", "sample"):
         main([command, "--help"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..densities import Density, Mixture, as_density
 from ..nonlinear import KernelSDE
 from ..sde import SDE, Linear, derived
+from ..solvers import RK4, EulerMaruyama
 from .attempt import attempt, told
 from .budget import FEWEST, affordable, check_budget
 from .contract import Probe, contract
@@ -288,8 +289,8 @@ class Case:
         panels.append(forward_panel(sde, self.kernel, self.kernel.time_of(0.0, self.horizon), self.data))
         if self.law.moves:
             score = self.law.score
-            for name, process in (("reverse", sde.reverse(score)), ("flow", sde.probability_flow(score))):
-                panels.append(backward_panel(process, name, self.law, self._nodes))
+            panels.append(backward_panel(sde.reverse(score), "reverse", self.law, self._nodes, EulerMaruyama()))
+            panels.append(backward_panel(sde.probability_flow(score), "flow", self.law, self._nodes, RK4()))
         return panels
 
     def _nodes(self, steps: int) -> Tensor:

@@ -31,6 +31,9 @@ from .report import Row, exact_row
 
 RATE = 1e-7
 """The largest relative error of a rate of change: d/dt by differences is good to about 1e-10."""
+_FEW = 64  # coordinates, up to which an eigenvalue costs nothing
+_PURE = 700.0  # stands for the log of signal over no noise
+
 SAME = 1e-9
 """The largest relative difference between two ways to one number in float64."""
 
@@ -73,10 +76,20 @@ class Kernel:
         return read_off(lambda x0, noise: self.sde.perturb(x0, t, noise), self.event_shape)
 
     def log_ratio(self, t: float) -> float:
-        """log of signal over noise, both as total power: tr(MMᵀ)/tr(C)."""
+        """log of signal over noise, as power, in the direction where it is largest: of the eigenvalues of C⁻¹ M Mᵀ.
+
+        With many coordinates, as total power.
+        """
         moments = self.at(t)
-        signal, noise = float(moments.map.square().sum()), float(moments.covariance.trace())
-        return math.log(max(signal, 1e-300) / max(noise, 1e-300))
+        root, singular = torch.linalg.cholesky_ex(moments.covariance)
+        if self.size > _FEW:
+            signal, noise = float(moments.map.square().sum()), float(moments.covariance.trace())
+        elif int(singular):
+            return _PURE
+        else:
+            seen = torch.linalg.solve_triangular(root, moments.map, upper=False)
+            signal, noise = float(torch.linalg.matrix_norm(seen, 2)) ** 2, 1.0
+        return min(math.log(max(signal, 1e-300) / max(noise, 1e-300)), _PURE)
 
     def time_of(self, log_ratio: float, t_max: float) -> float:
         """Where signal over noise has this value, by bisection in log t."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..sde import SDE
-from ..solvers import EulerMaruyama
+from ..solvers import EulerMaruyama, Method
 from .halving import random_directions, solve_halved
 from .identity import Features
 from .laws import Law
@@ -59,7 +59,7 @@ def forward_panel(sde: SDE, kernel: Kernel, t: float, start: Callable[[int, torc
     return panel
 
 
-def backward_panel(process: SDE, name: str, law: Law, nodes_of: Callable[[int], Tensor]) -> Panel:
+def backward_panel(process: SDE, name: str, law: Law, nodes_of: Callable[[int], Tensor], solver: Method) -> Panel:
     """Particles of a reversal from exact samples at the first node to the last: their law there must be the exact one."""
     steps_per = _Steps(4 * _SHARP)
 
@@ -69,7 +69,7 @@ def backward_panel(process: SDE, name: str, law: Law, nodes_of: Callable[[int], 
         start, end = float(nodes[0]), float(nodes[-1])
         fresh = law.sample(4 * n, end, generator)
         features = Features(law, end, random_directions(min(_AXES, fresh[0].numel()), fresh, generator), fresh[:1000])
-        ends = solve_halved(process, law.sample(n, start, generator), EulerMaruyama(), nodes, _path(generator))
+        ends = solve_halved(process, law.sample(n, start, generator), solver, nodes, _path(generator))
         coarse, fine = (features(x) for x in ends)
         expected = features(fresh).reshape(n, 4, -1).mean(1)
         return {f"{name}: from t = {start:.3g} to {end:.3g}": joint_test(2 * fine - coarse - expected)}
