@@ -19,6 +19,17 @@ _UNIT = 0.5 * (_NODES + 1)  # nodes on [0, 1]
 _HALF = 0.5 * _WEIGHTS
 
 
+def _after() -> Tensor:
+    """a_qr (Q, Q): the weights of the values at nodes r in the integral from node q to 1, of the polynomial through them."""
+    x = _UNIT.unsqueeze(1) + (1 - _UNIT).unsqueeze(1) * _UNIT  # (Q, R)
+    others = [torch.cat([_UNIT[:r], _UNIT[r + 1 :]]) for r in range(len(_UNIT))]
+    basis = [((x.unsqueeze(-1) - o) / (_UNIT[r] - o)).prod(-1) for r, o in enumerate(others)]
+    return torch.stack([((1 - _UNIT).unsqueeze(1) * _HALF * values).sum(1) for values in basis], 1)
+
+
+_AFTER = _after()
+
+
 class LinearKernel:
     """log alpha and the variance of a linear SDE from its two coefficients.
 
@@ -73,7 +84,7 @@ class LinearKernel:
         """The variance gained between start and end."""
         length = (end - start).unsqueeze(-1)
         u = start.unsqueeze(-1) + length * _UNIT.to(end.device)
-        decay = torch.exp(2 * self._integral_a(u, end.unsqueeze(-1).expand_as(u)))
+        decay = torch.exp(2 * length * (_values(self.a, u) @ _AFTER.to(end.device).T))
         return (_values(self.g, u) ** 2 * decay * _HALF.to(end.device)).sum(-1) * length.squeeze(-1)
 
     def _tabulate(self, panels: int) -> tuple[Tensor, Tensor, Tensor]:
