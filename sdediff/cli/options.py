@@ -59,9 +59,9 @@ def whole_numbers(text: str, option: str, distinct: bool = True) -> list[int]:
         ValueError: anything else.
     """
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdigit() and len(part) < 9 and int(part) > 0 for part in parts):
         raise ValueError(
-            f"{option} {text!r} must be positive whole numbers with commas between them, such as 10,20,50."
+            f"{option} {text[:60]!r} must be positive whole numbers below 10^8 with commas between them, such as 10,20,50."
         )
     numbers = [int(part) for part in parts]
     return list(dict.fromkeys(numbers)) if distinct else numbers
