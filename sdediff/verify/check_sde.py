@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..densities import Density, Mixture, as_density
 from ..nonlinear import KernelSDE
-from ..sde import SDE, Linear, derived
+from ..sde import ODE, SDE, Linear, derived
 from ..solvers import RK4, EulerMaruyama
 from .attempt import attempt, told
 from .budget import FEWEST, affordable, check_budget
@@ -290,7 +290,9 @@ class Case:
         if self.law.moves:
             score = self.law.score
             panels.append(backward_panel(sde.reverse(score), "reverse", self.law, self._nodes, EulerMaruyama()))
-            panels.append(backward_panel(sde.probability_flow(score), "flow", self.law, self._nodes, RK4()))
+            flow = sde.probability_flow(score)
+            solver = RK4() if isinstance(flow, ODE) else EulerMaruyama()  # a flow of one's own may be any SDE
+            panels.append(backward_panel(flow, "flow", self.law, self._nodes, solver))
         return panels
 
     def _nodes(self, steps: int) -> Tensor:
