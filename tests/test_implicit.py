@@ -230,7 +230,7 @@ class Flat(nn.Module):
             r"score must be a Score such as ScoreNetwork\(net\), got function",
         ),
         (lambda: ImplicitLoss(Bend(), 3.0), TypeError, "sde must be the SDE whose noise weights the loss, got float"),
-        (lambda: SlicedLoss(Bend(), probes=0), ValueError, "probes = 0 must be a positive whole number"),
+        (lambda: SlicedLoss(Bend(), probes=0), ValueError, "probes = 0: ask for a positive whole number"),
         (lambda: ScoreNetwork(lambda x, t: x), TypeError, "net must be a torch.nn.Module, got function"),
         (lambda: ScoreNetwork(nn.Identity(), 3), TypeError, "base must be a density with a score, got int"),
         (lambda: ScoreNetwork(nn.Identity()).to(sd.VP()), TypeError, "learned without a kernel"),
