@@ -210,13 +210,15 @@ def test_mixtures_in_the_plane_at_400_cells_a_side(sde):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("sde", [sd.OU(), sd.VP(), sd.SubVP()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sde", [sd.OU(), sd.VP()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize(
     "data", [D.ring(8, std=0.15), D.grid(3, std=0.15), D.moons(std=0.15)], ids=["ring", "grid", "moons"]
 )
 def test_mixtures_in_the_plane_adapted(sde, data):
     exact = sd.ExactScore(sde, data)
-    law = sd.FokkerPlanck(sde, sd.Cells((-5, -5), (5, 5), 400)).solve(data, t0=0.0, t1=1.0, save_at=[0.1, 0.5, 1.0])
+    law = sd.FokkerPlanck(sde, sd.Cells((-5, -5), (5, 5), 400)).solve(
+        data, t0=0.0, t1=1.0, tolerance=1e-3, save_at=[0.1, 0.5, 1.0]
+    )
     for t in law.ts.tolist():
         assert law.total_variation(exact.law(t), t) <= 1e-3
 

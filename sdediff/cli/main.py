@@ -107,7 +107,7 @@ def _verdict(error: BaseException) -> tuple[int, str]:
         return STOPPED, "stopped."
     if _out_of_memory(error):
         return WRONG, f"out of memory: ask for fewer samples at a time. ({_one_line(str(error))[:120]})"
-    if isinstance(error, OverflowError):
+    if isinstance(error, OverflowError) or "without overflow" in str(error):
         return WRONG, f"a number is larger than can be computed with: {_one_line(str(error))}."
     if isinstance(error, FORESEEN):
         return WRONG, _one_line(_told(error))

@@ -12,7 +12,8 @@ along the lines of each by :class:`~sdediff.fokker_planck.sweeps.Rates`. With :m
 
 so that all of it is mass moving between neighbours; c varies as smoothly as D does. Guaranteed at every step size:
 :math:`p \ge 0`, and mass to rounding.
-Of second order in the cell width where every axis has noise, and in the step.
+Of second order in the step, and in the cell width h where the noise of every axis outweighs its drift over a cell, |f| h < D;
+where it does not, upwind and of first order.
 
 Walls let nothing through. The method is for laws that the box holds, or that the process itself keeps inside.
 
