@@ -320,3 +320,12 @@ def test_false_alarms():
     alarms = [seed for seed in range(100) if not check(EXACT, n=400, seed=seed).passed]
     alarms += [s for s in range(100) if not sd.verify.check_score(EXACT, VP, data=HELD_OUT, n=400, seed=s).passed]
     assert not alarms
+
+
+@pytest.mark.soak
+def test_a_weight_is_seen_by_data_alone_where_there_are_enough():
+    """The relative error is 0.03 at most: 3,000 rows say that they could not see it, 60,000 see it."""
+    few = sd.verify.check_score(MUTANTS["one weight x 1.3"], VP, data=HELD_OUT, n=1500)
+    assert few.passed
+    many = sd.verify.check_score(MUTANTS["one weight x 1.3"], VP, data=RING.sample(60_000, seed=5), n=20_000)
+    assert not many.passed
