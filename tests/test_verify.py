@@ -670,3 +670,17 @@ def test_judge_repeats_doubtful_tests_alone_with_more_samples():
 def test_refused_with_a_cure(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_density_beside_a_process_of_ones_own_is_its_law_at_0():
+    """f and g alone: the kernel is found, and the data are not taken for a law that stands still."""
+
+    class Own(sd.SDE):
+        def f(self, x, t):
+            return -x
+
+        def g(self, x, t):
+            return 1 + t
+
+    report = sd.verify.duality(Own(), sd.densities.ring(5), n=1000)
+    assert report.passed and "diffused" in report.notes[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..densities import Density, Mixture, as_density
 from ..exact import ExactScore
 from ..nonlinear import KernelScore, KernelSDE
-from ..sde import SDE, Linear, ScoreLike
+from ..sde import SDE, ScoreLike
 
 
 class Law(ABC):
@@ -195,14 +195,18 @@ class Fixed(Law):
 def law_of(sde: SDE, density: Density | Law) -> Law:
     """What ``density`` means beside ``sde``.
 
-    Under a linear SDE, a density with a closed form there is the law at t = 0; any other density, and any density under
-    another SDE, is the law at the time of the check. A :class:`Law` is itself.
+    Under a linear SDE, or one found to be affine, a density with a closed form there is the law at t = 0; any other density,
+    and any density under another SDE, is the law at the time of the check. A :class:`Law` is itself.
     """
     if isinstance(density, Law):
         return density
     density = as_density(density)
-    closed_form = type(density).diffused is not Density.diffused
-    return Diffused(sde, density) if isinstance(sde, Linear) and closed_form else Fixed(density)
+    if type(density).diffused is Density.diffused or sde.direction != 1:
+        return Fixed(density)
+    try:
+        return Diffused(sde, density)
+    except (TypeError, ValueError, RuntimeError):  # no kernel, or none to be found; the report says so
+        return Fixed(density)
 
 
 def _projected(mixture: Mixture, direction: Tensor) -> Line:
