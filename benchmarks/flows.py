@@ -71,7 +71,7 @@ def flows(n: int) -> Iterator[Flow]:
 
 def run(quick: bool) -> dict[str, Any]:
     """Rows of density, process, library, solver, evaluations, error and seconds."""
-    rounds, rows = (1, []) if quick else (5, [])
+    rounds, rows = (1, []) if quick else (3, [])
     for flow in flows(128 if quick else 1024):
         for library, solver, solve in [*_ours(flow), *_azula(flow), *_general(flow)]:
             x, nfe = solve()

@@ -14,15 +14,17 @@ import sdediff as sd
 from .measure import interleaved, lower_quartile
 
 _MEMORY = """
-import json, resource, sys
+import json, sys
 import torch, sdediff as sd
 n, batch = int(sys.argv[1]), int(sys.argv[2])
 sde = sd.VP()
 back = sde.reverse(sd.ExactScore(sde, sd.densities.ring(8)))
 sd.sample(back, 1000, solver=sd.EulerMaruyama(), steps=2, seed=0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this process alone: ru_maxrss would start from that of the one that started it
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+before = peak()
 sol = sd.sample(back, n, solver=sd.EulerMaruyama(), steps=int(sys.argv[3]), seed=0, batch_size=batch)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak()
 print(json.dumps({"samples": len(sol.x), "steps": sol.stats["steps"], "seconds": sol.stats["seconds"],
                   "peak MiB": after / 1024, "grown MiB": (after - before) / 1024}))
 """

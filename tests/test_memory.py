@@ -1,6 +1,7 @@
 """Memory: a solve keeps nothing of its steps, and any number of samples fits in batches.
 
-Peaks are those of a process of its own, as the operating system counts them.
+Peaks are those of a process of its own, as Linux counts them in /proc: ``ru_maxrss`` would start from the peak of the process
+that started it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import subprocess
 import sys
 
 _SOLVE = """
-import resource, sys
+import sys
 import torch, sdediff as sd
 torch.set_num_threads(1)
 n, steps, batch = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -17,7 +18,7 @@ sde = sd.VP()
 back = sde.reverse(sd.ExactScore(sde, sd.densities.ring(8)))
 sol = sd.sample(back, n, solver=sd.EulerMaruyama(), steps=steps, seed=0, batch_size=batch)
 assert sol.x.shape == (n, 2) and sol.stats["nfe"] == steps
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1024)
 """
 
 
