@@ -41,7 +41,7 @@ def run(quick: bool) -> dict[str, Any]:
     scores = {
         "differences": differences,
         "products": products,
-        "products, transposed and in place (chosen)": transposed,
+        "transposed products (chosen)": transposed,
     } | compiled
     groups: dict[str, dict[str, Callable[[], Any]]] = {
         "softmax over the modes": {
