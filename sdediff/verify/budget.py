@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 FEWEST, MOST = 1_000, 1_000_000
-_PILOT = 500
+_PILOT, _NOTICEABLE = 500, 0.04
 
 
 def check_budget(seconds: float | None) -> None:
@@ -20,15 +20,17 @@ def check_budget(seconds: float | None) -> None:
 def affordable(work: Callable[[int], object], seconds: float, least: int = FEWEST) -> int:
     """The n for which ``work(n)`` takes about this many seconds, at least ``least``: two digits of it.
 
-    The work is done twice on few samples; what does not grow between them is overhead. More samples also ask for smaller
-    steps, in proportion to the fourth root of n.
+    The work is done on ever more samples until that takes a noticeable part of the time, and the rest follows: a difference of
+    two short times would be at the mercy of whatever else the machine does. More samples also ask for smaller steps, in
+    proportion to the fourth root of n.
     """
     work(_PILOT)  # warms up
-    small, large = (_timed(work, n) for n in (_PILOT, 4 * _PILOT))
-    each = max((large - small) / (3 * _PILOT), 1e-9)
-    spare = seconds - max(small - each * _PILOT, 0.0)
-    n = 4 * _PILOT * max(spare / (4 * _PILOT * each), 0.0) ** 0.8
-    return _rounded(min(max(n, least), MOST))
+    started, n, took = time.perf_counter(), _PILOT, 0.0
+    while took < _NOTICEABLE * seconds and n < MOST:
+        n *= 4
+        took = _timed(work, n)
+    left = max(seconds - (time.perf_counter() - started), 0.0)
+    return _rounded(min(max(n * (left / took) ** 0.8, least), MOST))
 
 
 def _timed(work: Callable[[int], object], n: int) -> float:
