@@ -22,6 +22,7 @@ from tqdm import tqdm
 from .densities import Density, Mixture
 from .errors import SolveError
 from .exact import ExactScore
+from .jsonable import jsonable
 from .linear import LinearSDE
 from .metrics import energy_distance, mode_occupancy, noise_floor, sliced_wasserstein, within_mode
 from .sde import SDE
@@ -102,7 +103,7 @@ class Comparison:
         """Everything as JSON; what is not finite becomes null."""
         content = asdict(self)
         content["floors"] = {name: {"mean": mean, "upper": upper} for name, (mean, upper) in self.floors.items()}
-        return json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(jsonable(content), indent=2, ensure_ascii=False, allow_nan=False)
 
     def plot(self) -> Any:
         """A matplotlib Figure: each error over NFE, one line per solver, the noise floor shaded."""
@@ -305,11 +306,3 @@ def _draw(ax: Any, runs: Sequence[Run], value: Callable[[Run], float | None], ti
 def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
     cells = [cell.ljust(w) if k < 2 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=False))]
     return "  ".join(cells).rstrip()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -30,6 +30,7 @@ from ..densities import Density, Empirical
 from ..errors import SolveError
 from ..exact import ExactScore
 from ..grids import Grid
+from ..jsonable import jsonable
 from ..linear import LinearSDE
 from ..metrics import energy_distance
 from ..score import as_score
@@ -119,7 +120,7 @@ class ErrorBudget:
 
     def to_json(self) -> str:
         """All numbers as JSON; a number that is not finite becomes null."""
-        content = _finite(asdict(self)) | {"largest": self.largest}
+        content = jsonable(asdict(self)) | {"largest": self.largest}
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
     def plot(self) -> Any:
@@ -323,11 +324,3 @@ def _largest(column: Mapping[str, Estimate]) -> str:
 def _short(value: float) -> str:
     """Three digits, without an exponent where a reader can do without."""
     return f"{value:.3f}" if 0.01 <= abs(value) < 1000 or value == 0 else f"{value:.1e}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,6 +17,7 @@ Source: Kloeden and Platen 1992, https://doi.org/10.1007/978-3-662-12616-5, sect
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from functools import cache
 
 import torch
@@ -72,13 +73,13 @@ class Clock(SDE):
         self.seen += t.detach().reshape(-1).tolist()
         return self.noise_at(x, self.nodes(t))
 
+    @abstractmethod
     def drift_at(self, x: Tensor, u: Tensor) -> Tensor:
         """The drift in rising time."""
-        raise NotImplementedError
 
+    @abstractmethod
     def noise_at(self, x: Tensor, u: Tensor) -> Tensor:
         """The noise in rising time."""
-        raise NotImplementedError
 
 
 class ClosedForms(Clock):
