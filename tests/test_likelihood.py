@@ -286,18 +286,18 @@ def test_one_probe_is_kept_for_the_whole_solve_and_belongs_to_its_sample():
 
 @pytest.mark.parametrize("sde", FINITE, ids=name)
 def test_with_the_true_score_and_end_the_bound_is_the_log_density(sde):
-    """At 1,000 points together: the mean is right within its error, which is below 0.03 nats, and the errors are honest."""
+    """The mean of 1,000 points is right within its error, below 0.03 nats, and so is every point, within four of its own."""
     score = sd.ExactScore(sde, RING)
     x = score.sample(1000, sde.t_min, seed=0).double()
     got = sd.elbo(sde, score, x, terminal=score.law(sde.t_max), seed=1)
     error = got.value - score.log_prob(x, sde.t_min)
     mean, standard_error = got.mean()
-    assert standard_error < 0.03 and got.nfe == 128
+    assert got.nfe == 128
     assert abs(float(error.mean())) < 4.5 * standard_error
     assert mean == pytest.approx(float(got.value.mean()))
-    assert standard_error == pytest.approx(float(error.std()) / math.sqrt(1000), rel=0.2)
-    below = got.value - 4 * got.standard_error <= score.log_prob(x, sde.t_min)
-    assert float(below.double().mean()) > 0.95
+    seen = float(error.std()) / math.sqrt(1000)
+    assert seen < 0.03 and 0.85 * seen < standard_error < 1.4 * seen
+    assert bool((error <= 4 * got.standard_error).all())
 
 
 def test_the_bound_converges_as_draws_grow():
