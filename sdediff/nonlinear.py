@@ -383,7 +383,7 @@ class _NoncentralChi(Kernel):
         self.scale = -(sde.xi**2) * torch.expm1(-sde.kappa * t) / (4 * sde.kappa)
         self.freedom = 4 * sde.kappa * sde.theta / sde.xi**2
         self.noncentral = x0 * torch.exp(-sde.kappa * t) / self.scale
-        if not float(self.noncentral.max()) < 1e12:
+        if not float(self.noncentral.detach().max()) < 1e12:
             raise ValueError(
                 f"t = {float(t.min()):.3g} is too short for the kernel of CIR in float64: there a Gaussian step, "
                 "solve(sde, x0, t1=t, ...), is as good."

@@ -12,8 +12,7 @@ along the lines of each by :class:`~sdediff.fokker_planck.sweeps.Rates`. With :m
 
 so that all of it is mass moving between neighbours; c varies as smoothly as D does. Guaranteed at every step size:
 :math:`p \ge 0`, and mass to rounding.
-Of second order in the step, and in the cell width h where the noise of every axis outweighs its drift over a cell, |f| h < D;
-where it does not, upwind and of first order.
+Of second order in the step and in the cell width, without noise as well.
 
 Walls let nothing through. The method is for laws that the box holds, or that the process itself keeps inside.
 
@@ -133,7 +132,8 @@ class FokkerPlanck:
         """The operator on cell averages at t, on the process's own clock: sparse (N, N), columns that sum to 0.
 
         No entry off the diagonal is negative, so that ``scipy.sparse.linalg.expm_multiply`` of it is the law of a Markov
-        chain on the cells. :meth:`solve` is this operator split by directions.
+        chain on the cells; where the drift outweighs the noise, |f| h > D for cells of width h, this chain is upwind and of
+        first order. :meth:`solve` splits it by directions, and takes that error out with rates that depend on the law.
         """
         return sum((r.matrix() for r in self._rates(t)), sparse.csr_array((len(self._centres),) * 2)).tocsr()
 
