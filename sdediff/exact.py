@@ -117,9 +117,12 @@ class ExactScore(Score):
         return _SharedVariance(self.density, careful, alpha, v, a + b * of_x, b * of_mean).functions()
 
 
-# A product with at most so many columns and at least so many rows is several times faster as its transpose, even though
-# the sum is then a kernel of its own.
+# States of at most so many coordinates in batches of at least so many take the long way round, which is faster; see _thin.
 _THIN, _MANY = 4, 1024
+
+# A weight below e^-50 of the largest counts as that: nothing in any sum, and its products are no denormal numbers, which
+# cost a hundred times as much as others.
+_LEAST = -50.0
 
 _VIEWS = {Score.__call__: "score", Score.noise: "noise", Score.data: "data"}
 
@@ -150,6 +153,8 @@ class _SharedVariance:
         self.alpha, self.ratio = alpha, alpha / v
         self.numbers = list(zip(self.ratio.tolist(), of_x.tolist(), of_mean.tolist(), strict=True))
         self.cancelling = (mixture.reach * alpha * self.ratio).tolist()
+        # Where all modes have the same bias, logits do without it, by a cheaper product.
+        self.beta = 0.0 if _alike(mixture.weights) and _alike(mixture.half_norms) else 1.0
         self.held: tuple[Any, Mixture, tuple[Tensor, ...], float] | None = None  # for the last device and dtype
 
     def functions(self) -> list[Callable[[Tensor], Tensor]]:
@@ -164,11 +169,13 @@ class _SharedVariance:
         counting.seen(x.shape[0], counting.calls())
         ratio, of_x, of_mean = self.numbers[k]
         flat = x if x.ndim == 2 else x.reshape(x.shape[0], -1)
-        weights = _softmax(torch.addmm(biases[k], own.means, flat.t(), alpha=ratio))  # (K, B)
-        if flat.shape[1] <= _THIN and flat.shape[0] >= _MANY:
-            out = torch.add(flat * of_x, (own.means.t() @ weights).t(), alpha=of_mean)
-        else:
-            out = torch.addmm(flat, weights.t(), own.means, beta=of_x, alpha=of_mean)
+        logits = torch.addmm(biases[k], own.means, flat.t(), beta=self.beta, alpha=ratio)  # (K, B)
+        if logits.requires_grad:
+            out = torch.addmm(flat, torch.softmax(logits, 0).t(), own.means, beta=of_x, alpha=of_mean)
+        elif flat.shape[1] <= _THIN and flat.shape[0] >= _MANY:
+            out = _thin(logits, own.means, of_mean).add_(flat, alpha=of_x)
+        else:  # in place: a second large block costs more in page faults
+            out = torch.addmm(flat, torch.softmax(logits, 0, out=logits).t(), own.means, beta=of_x, alpha=of_mean)
         return out if x.ndim == 2 else out.reshape(x.shape)
 
     def _on(self, x: Tensor) -> tuple[Any, Mixture, tuple[Tensor, ...], float]:
@@ -179,6 +186,17 @@ class _SharedVariance:
         return (x.device, x.dtype), own, biases.unbind(), CANCELS.get(x.dtype, 0.0)
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    """The softmax over the modes, in place where no graph is kept: a second large block costs more in page faults."""
-    return torch.softmax(logits, 0) if logits.requires_grad else torch.softmax(logits, 0, out=logits)
+def _alike(values: Tensor) -> bool:
+    """Whether all are equal but for rounding."""
+    return bool((values - values[0]).abs().max() <= 4e-16 * values.abs().max())
+
+
+def _thin(logits: Tensor, means: Tensor, factor: float) -> Tensor:
+    """``factor`` times the mean of the modes (B, D) for small D, on the logits' memory (K, B).
+
+    One product gives the weighted sums and the sum of the weights, as rows, where kernels are fast; a product with a
+    diagonal matrix turns them round, several times faster than a copy does.
+    """
+    weights = logits.sub_(logits.amax(0)).clamp_min_(_LEAST).exp_()
+    sums = torch.cat([means, torch.ones_like(means[:, :1])], 1).t() @ weights  # (D + 1, B)
+    return (sums[:-1] / sums[-1]).t() @ torch.diag(torch.full_like(means[0], factor))

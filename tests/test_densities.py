@@ -24,6 +24,7 @@ from sdediff import counting
 from sdediff.densities import empirical
 from sdediff.densities.boxes import window
 from sdediff.densities.mixture import QuadraticPosterior, ResidualPosterior
+from sdediff.exact import _thin
 
 D = sd.densities
 F64 = torch.float64
@@ -402,12 +403,55 @@ def test_prepared_score_in_float32_is_as_good_as_its_argument():
         score = sd.ExactScore(sd.EDM(), law)
         for t in (0.002, 0.1, 2.0, 60.0):
             (prepared,) = score.along(torch.tensor([t], dtype=F64))
-            x = score.sample(1000, t, seed=1).float()
+            x = score.sample(1500, t, seed=1).float()
             error = (prepared(x).double() - score(x.double(), t)).abs().max()
             variance = law.shared_variance + t**2
             # One rounding of x moves s by |x| eps / v, and by as much again times |dm|²/4v where two modes d m apart meet.
             conditioning = float(x.abs().max()) * 1.2e-7 / variance * (1 + 0.6 / variance)
             assert error < 2 * conditioning
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("sde", [sd.VP(), sd.EDM()], ids=lambda sde: type(sde).__name__)
+def test_a_large_batch_of_few_coordinates_is_as_exact(sde, dtype):
+    """It goes another way, for speed: the same to rounding, for equal and other biases, far out, and with a NaN inside."""
+    laws = [
+        D.ring(8, 2.0, 0.1),
+        D.ring(8, 2.0, 0.1, weights=range(1, 9)),
+        D.Mixture([[1.0], [-30.0]], std=0.2),
+        D.grid(3),
+    ]
+    times = torch.tensor([0.003, 0.2, 0.9], dtype=F64)
+    for law in laws:
+        score = sd.ExactScore(sde, law)
+        for t, prepared in zip(times.tolist(), score.along(times), strict=True):
+            x = torch.cat([score.sample(1100, t, seed=1), 1e4 * score.sample(100, t, seed=2)]).to(dtype)
+            kept = x.clone()
+            whole, direct = prepared(x), score(x.double(), t)
+            assert whole.dtype == dtype and torch.equal(x, kept)
+            # One rounding of a logit moves the weights by |x| |m| alpha eps / v, and with them the mean of the modes.
+            variance = float(sde.alpha(t)) ** 2 * law.shared_variance + float(sde.sigma(t)) ** 2
+            condition = 1 + law.reach * float(sde.alpha(t)) ** 2 / variance
+            size = direct.abs() + condition * x.norm(dim=1, keepdim=True) / variance
+            assert ((whole - direct).abs() / size).max() < 8 * torch.finfo(dtype).eps
+            x[7] = math.nan
+            whole[7] = math.nan
+            assert torch.equal(prepared(x).isnan(), whole.isnan())
+            with_graph = prepared(kept.requires_grad_())
+            with_graph.sum().backward()
+            assert (
+                torch.allclose(with_graph, prepared(kept.detach()), rtol=1e-4, atol=1e-3) and kept.grad.isfinite().all()
+            )
+
+
+def test_no_weight_is_a_denormal_number():
+    """Arithmetic with them is a hundred times slower; e^-95 of the largest counts as e^-50."""
+    logits = torch.tensor([[3.0, -40.0], [-92.0, -45.0]])
+    assert torch.allclose(
+        _thin(logits, torch.tensor([[0.0], [2.0]]), 0.5).T,
+        torch.tensor([[math.exp(-50), 1 / (1 + math.exp(5))]]),
+        atol=0,
+    )
 
 
 def test_both_ways_to_a_mixtures_posterior_agree():
