@@ -121,8 +121,8 @@ class ExactScore(Score):
 _THIN, _MANY = 4, 1024
 
 # A weight below e^-50 of the largest counts as that: nothing in any sum, and its products are no denormal numbers, which
-# cost a hundred times as much as others.
-_LEAST = -50.0
+# cost a hundred times as much as others. Logits within ±40 need neither this nor their largest taken off.
+_LEAST, _MODEST = -50.0, 40.0
 
 _VIEWS = {Score.__call__: "score", Score.noise: "noise", Score.data: "data"}
 
@@ -153,8 +153,10 @@ class _SharedVariance:
         self.alpha, self.ratio = alpha, alpha / v
         self.numbers = list(zip(self.ratio.tolist(), of_x.tolist(), of_mean.tolist(), strict=True))
         self.cancelling = (mixture.reach * alpha * self.ratio).tolist()
+        self.most = self._biases().abs().amax((1, 2)).tolist()
         # Where all modes have the same bias, logits do without it, by a cheaper product.
         self.beta = 0.0 if _alike(mixture.weights) and _alike(mixture.half_norms) else 1.0
+        self.stretch = float(mixture.means.abs().sum(1).max())  # |m · x| <= this times the largest coordinate of x
         self.held: tuple[Any, Mixture, tuple[Tensor, ...], float] | None = None  # for the last device and dtype
 
     def functions(self) -> list[Callable[[Tensor], Tensor]]:
@@ -172,8 +174,10 @@ class _SharedVariance:
         logits = torch.addmm(biases[k], own.means, flat.t(), beta=self.beta, alpha=ratio)  # (K, B)
         if logits.requires_grad:
             out = torch.addmm(flat, torch.softmax(logits, 0).t(), own.means, beta=of_x, alpha=of_mean)
-        elif flat.shape[1] <= _THIN and flat.shape[0] >= _MANY:
-            out = _thin(logits, own.means, of_mean).add_(flat, alpha=of_x)
+        elif flat.shape[1] <= _THIN and flat.shape[0] >= _MANY and x.device.type == "cpu":
+            low, high = flat.aminmax()
+            modest = ratio * self.stretch * max(-float(low), float(high)) + self.beta * self.most[k] < _MODEST
+            out = _thin(logits, own.means, of_mean, modest).add_(flat, alpha=of_x)
         else:  # in place: a second large block costs more in page faults
             out = torch.addmm(flat, torch.softmax(logits, 0, out=logits).t(), own.means, beta=of_x, alpha=of_mean)
         return out if x.ndim == 2 else out.reshape(x.shape)
@@ -181,9 +185,11 @@ class _SharedVariance:
     def _on(self, x: Tensor) -> tuple[Any, Mixture, tuple[Tensor, ...], float]:
         """The modes as x has them, and log w - alpha² |m|² / 2v for every time, (K, 1) each."""
         own = self.mixture.on(self.mixture._check(x).device, x.dtype)
+        return (x.device, x.dtype), own, self._biases().to(x.device, x.dtype).unbind(), CANCELS.get(x.dtype, 0.0)
+
+    def _biases(self) -> Tensor:
         scale = (self.alpha * self.ratio).reshape(-1, 1, 1)
-        biases = (self.mixture.log_weights - scale * self.mixture.half_norms).to(x.device, x.dtype)
-        return (x.device, x.dtype), own, biases.unbind(), CANCELS.get(x.dtype, 0.0)
+        return self.mixture.log_weights - scale * self.mixture.half_norms
 
 
 def _alike(values: Tensor) -> bool:
@@ -191,12 +197,12 @@ def _alike(values: Tensor) -> bool:
     return bool((values - values[0]).abs().max() <= 4e-16 * values.abs().max())
 
 
-def _thin(logits: Tensor, means: Tensor, factor: float) -> Tensor:
-    """``factor`` times the mean of the modes (B, D) for small D, on the logits' memory (K, B).
+def _thin(logits: Tensor, means: Tensor, factor: float, modest: bool) -> Tensor:
+    """``factor`` times the mean of the modes (B, D) for small D, on the logits' memory (K, B), which may be modest in size.
 
     One product gives the weighted sums and the sum of the weights, as rows, where kernels are fast; a product with a
     diagonal matrix turns them round, several times faster than a copy does.
     """
-    weights = logits.sub_(logits.amax(0)).clamp_min_(_LEAST).exp_()
+    weights = (logits if modest else logits.sub_(logits.amax(0)).clamp_min_(_LEAST)).exp_()
     sums = torch.cat([means, torch.ones_like(means[:, :1])], 1).t() @ weights  # (D + 1, B)
     return (sums[:-1] / sums[-1]).t() @ torch.diag(torch.full_like(means[0], factor))

@@ -444,11 +444,20 @@ def test_a_large_batch_of_few_coordinates_is_as_exact(sde, dtype):
             )
 
 
+@pytest.mark.parametrize("place", [(-3e3, 1.0), (3e3, 1.0), (0.0, 1e-3)], ids=["left", "right", "far from the modes"])
+def test_logits_of_a_large_batch_may_be_large_on_one_side_or_by_their_biases(place):
+    law, (centre, std) = D.Mixture([[30.0, 0.5], [31.0, 0.0]], std=1.0), place
+    score, t = sd.ExactScore(sd.EDM(), law), 1.0
+    x = centre + std * torch.randn(1100, 2, generator=torch.Generator().manual_seed(0))
+    (prepared,) = score.along(torch.tensor([t], dtype=F64))
+    assert torch.allclose(prepared(x).double(), score(x.double(), t), rtol=1e-4, atol=1e-4)
+
+
 def test_no_weight_is_a_denormal_number():
     """Arithmetic with them is a hundred times slower; e^-95 of the largest counts as e^-50."""
     logits = torch.tensor([[3.0, -40.0], [-92.0, -45.0]])
     assert torch.allclose(
-        _thin(logits, torch.tensor([[0.0], [2.0]]), 0.5).T,
+        _thin(logits, torch.tensor([[0.0], [2.0]]), 0.5, modest=False).T,
         torch.tensor([[math.exp(-50), 1 / (1 + math.exp(5))]]),
         atol=0,
     )
