@@ -35,18 +35,32 @@ def run(quick: bool) -> dict[str, Any]:
         weights = torch.softmax(logits, 0, out=logits)
         return torch.add(y * (-1 / VARIANCE), (means.t() @ weights).t(), alpha=1 / VARIANCE)
 
-    for way in (products, transposed):
+    both = torch.cat([means, torch.ones(MODES, 1)], 1).t().contiguous()
+
+    def unnormalised(y: Tensor, largest: bool = False) -> Tensor:
+        logits = torch.addmm(bias, means, y.t(), alpha=1 / VARIANCE)
+        sums = both @ (logits.sub_(logits.amax(0)).clamp_min_(-50) if largest else logits).exp_()
+        return ((sums[:-1] / sums[-1]).t() @ torch.eye(2)).sub_(y).div_(VARIANCE)
+
+    for way in (products, transposed, unnormalised):
         torch.testing.assert_close(differences(x), way(x), rtol=1e-3, atol=1e-3)
     compiled = {"differences, compiled": torch.compile(differences), "products, compiled": torch.compile(products)}
     scores = {
         "differences": differences,
         "products": products,
-        "transposed products (chosen)": transposed,
+        "transposed products": transposed,
+        "sums of weights, largest taken off (chosen, large logits)": lambda y: unnormalised(y, True),
+        "sums of weights (chosen, modest logits)": unnormalised,
     } | compiled
+    spread = 100 * turned
     groups: dict[str, dict[str, Callable[[], Any]]] = {
         "softmax over the modes": {
             "modes last": lambda: torch.softmax(logits, 1),
             "modes first (chosen)": lambda: torch.softmax(turned, 0),
+        },
+        "weights of modes far apart": {
+            "softmax, denormal numbers included": lambda: both @ torch.softmax(spread, 0),
+            "floored at e^-50 (chosen)": lambda: both @ (spread - spread.amax(0)).clamp_min_(-50).exp_(),
         },
         "score of a mixture": {name: (lambda f=f: f(x)) for name, f in scores.items()},
         "derivative of a schedule": {
