@@ -36,11 +36,7 @@ class Gaussian:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """``n`` samples, (n, *event)."""
-        device = torch.device("cpu") if device is None else torch.device(device)
-        if device.type == "meta":
-            generator = None
-        z = torch.randn((n, *self.event_shape), generator=generator, device=device, dtype=dtype)
-        return self.from_noise(z)
+        return self.from_noise(normals((n, *self.event_shape), generator, device, dtype))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density at x (B, *event), in nats, shape (B,)."""
@@ -48,6 +44,17 @@ class Gaussian:
         z = (x - _like(self.mean, x)) / std
         terms = -0.5 * z * z - torch.log(std) - 0.5 * math.log(2 * math.pi)
         return terms.reshape(x.shape[0], -1).sum(1)
+
+
+def normals(
+    shape: tuple[int, ...],
+    generator: torch.Generator | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    """Standard normals, on the host by default; on the meta device, where nothing is drawn, whatever the generator."""
+    place = torch.device("cpu" if device is None else device)
+    return torch.randn(shape, generator=None if place.type == "meta" else generator, device=place, dtype=dtype)
 
 
 def _like(value: Tensor, x: Tensor) -> Tensor:

@@ -36,45 +36,30 @@ from .score import Score
 from .sde import SDE
 
 
-class NetworkScore(Score, nn.Module):
-    """A network as a score; subclasses say by ``form`` what it predicts.
+class Networked(Score, nn.Module):
+    """A score that a network computes, of any SDE: its device and dtype, and how the network is asked.
 
     Args:
-        sde: the process of the training: a :class:`~sdediff.LinearSDE`, an :class:`~sdediff.AffineSDE`, or any SDE that
-            :func:`~sdediff.as_linear` finds to be one. States of a coupled process may be more than data; train on
-            ``sde.lift(data)``.
         net: a module called as ``net(x, t)``, or ``net(x, t, cond)`` where a condition is given, with x (B, *event)
-            in the dtype of its parameters, t (B,) in at least float32 and cond as the caller gave it. It returns x's
-            shape. A network in half precision computes its time features in t's dtype and rounds them afterwards.
+            in the dtype of its parameters, t (B,) in that too but at least float32, and cond as the caller gave it. It
+            returns x's shape. A network in half precision computes its time features in t's dtype and rounds them afterwards.
         event_shape: the shape of one state, where the network has no attribute ``event_shape`` to tell it.
 
     Raises:
-        TypeError: ``sde`` is no linear process or ``net`` no module.
+        TypeError: ``net`` is no module.
         ValueError: on evaluation, the network returned another shape than x's.
     """
 
-    def __init__(self, sde: LinearSDE, net: nn.Module, *, event_shape: Sequence[int] | None = None):
+    def __init__(self, net: nn.Module, event_shape: Sequence[int] | None = None):
         super().__init__()
-        if not isinstance(sde, SDE):
-            raise TypeError(
-                f"{type(self).__name__} needs a LinearSDE, or an SDE that as_linear finds to be linear, got "
-                f"{type(sde).__name__}: its scales translate the prediction. The order of the arguments is (sde, net)."
-            )
         if not isinstance(net, nn.Module):
             raise TypeError(
                 f"net must be a torch.nn.Module, got {type(net).__name__}. A plain function that returns the score is "
                 "FunctionScore(function, sde)."
             )
+        self.net = net
         shape = getattr(net, "event_shape", None) if event_shape is None else event_shape
         self.event_shape = None if shape is None else tuple(shape)
-        self.sde: Any = as_linear(sde, self.event_shape)
-        if not isinstance(self.sde, LinearSDE):
-            self._check_coupled()
-        self.net = net
-
-    def _check_coupled(self) -> None:
-        """Raise unless this prediction has a meaning where scales are matrices."""
-        coupled(self.form)
 
     @property
     def device(self) -> torch.device | None:  # type: ignore[override]
@@ -105,13 +90,43 @@ class NetworkScore(Score, nn.Module):
 
     def _ask(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         dtype = self._precision()
-        own = x if dtype is None else x.to(dtype)
-        out = self.net(own, t) if cond is None else self.net(own, t, cond)
+        own, at = (x, t) if dtype is None else (x.to(dtype), t.to(self.dtype))
+        out = self.net(own, at) if cond is None else self.net(own, at, cond)
         out = check_like(out, own, f"The network {type(self.net).__name__}")
         return out.to(torch.promote_types(x.dtype, torch.float32))
 
     def _precision(self) -> torch.dtype | None:
         return next((p.dtype for p in self.net.parameters() if p.dtype.is_floating_point), None)
+
+
+class NetworkScore(Networked):
+    """A network as a score; subclasses say by ``form`` what it predicts.
+
+    Args:
+        sde: the process of the training: a :class:`~sdediff.LinearSDE`, an :class:`~sdediff.AffineSDE`, or any SDE that
+            :func:`~sdediff.as_linear` finds to be one. States of a coupled process may be more than data; train on
+            ``sde.lift(data)``.
+        net, event_shape: as in :class:`Networked`.
+
+    Raises:
+        TypeError: ``sde`` is no linear process or ``net`` no module.
+        ValueError: on evaluation, the network returned another shape than x's.
+    """
+
+    def __init__(self, sde: LinearSDE, net: nn.Module, *, event_shape: Sequence[int] | None = None):
+        if not isinstance(sde, SDE):
+            raise TypeError(
+                f"{type(self).__name__} needs a LinearSDE, or an SDE that as_linear finds to be linear, got "
+                f"{type(sde).__name__}: its scales translate the prediction. The order of the arguments is (sde, net)."
+            )
+        super().__init__(net, event_shape)
+        self.sde: Any = as_linear(sde, self.event_shape)
+        if not isinstance(self.sde, LinearSDE):
+            self._check_coupled()
+
+    def _check_coupled(self) -> None:
+        """Raise unless this prediction has a meaning where scales are matrices."""
+        coupled(self.form)
 
 
 class NoisePrediction(NetworkScore):

@@ -424,3 +424,22 @@ def test_guidance_is_linear_in_the_noise_and_commutes_with_a_move(kind):
 def test_the_null_label_is_what_no_label_means():
     score, x = sd.NoisePrediction(sd.VP(), network(classes=3)), randn(4, 2, dtype=torch.float32)
     assert torch.equal(score(x, 0.4), score(x, 0.4, score.net.null.expand(4)))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: sd.NoisePrediction(sd.VP(), net), sd.training.ScoreNetwork])
+def test_states_and_times_reach_a_network_in_one_dtype(wrap):
+    """A network that puts x and t side by side serves float64 states too."""
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x, t):
+            assert t.shape == (len(x),)
+            return self.layer(torch.cat([x, t[:, None]], 1))
+
+    score, x = wrap(Beside()), torch.randn(5, 2, dtype=F64)
+    for t in (0.3, torch.full((5,), 0.3, dtype=F64)):
+        got = score(x, t)
+        assert got.dtype == F64 and torch.allclose(got, score(x.float(), 0.3).double(), atol=1e-6)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .. import blocks
 from ..forms import DataForm, DifferenceForm, Form, NoiseForm, ScoreForm, VelocityForm
+from ..gaussian import normals
 from .moments import Kernel
 
 
@@ -107,9 +108,7 @@ class CoupledGaussian:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """``n`` samples, (n, *event)."""
-        return self.from_noise(
-            torch.randn((n, *self.event_shape), generator=generator, device=torch.device(device or "cpu"), dtype=dtype)
-        )
+        return self.from_noise(normals((n, *self.event_shape), generator, device, dtype))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density at x (B, *event), in nats, (B,)."""

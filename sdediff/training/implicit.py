@@ -30,23 +30,22 @@ from ..checks import (
     Time,
     check_count,
     check_finite,
-    check_like,
     check_number,
     check_seed,
     check_state,
-    per_sample,
 )
+from ..predictions import Networked
 from ..score import Score
 from ..sde import SDE
 from ..solve import solve
 from ..solvers import Method
 
 
-class ScoreNetwork(Score, nn.Module):
+class ScoreNetwork(Networked):
     r"""A network as the score of any SDE: :math:`s(x, t) = \nabla\log\pi(x) + F(x, t)`.
 
     Args:
-        net: a module called as ``net(x, t)``, or ``net(x, t, cond)``, with x (B, *event) and t (B,); returns x's shape.
+        net: as in :class:`~sdediff.predictions.Networked`.
         base: :math:`\pi`, a density whose score is left out of what the network learns. Give the law that the process settles
             in, ``sde.invariant(event_shape)``: near a wall scores are infinite, and their difference to that one is not.
         event_shape: the shape of one state, where the network has no attribute ``event_shape`` to tell it.
@@ -55,44 +54,21 @@ class ScoreNetwork(Score, nn.Module):
     """
 
     def __init__(self, net: nn.Module, base: Any = None, *, event_shape: Sequence[int] | None = None):
-        super().__init__()
-        if not isinstance(net, nn.Module):
-            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}.")
+        super().__init__(net, event_shape)
         if base is not None and not hasattr(base, "score"):
             raise TypeError(f"base must be a density with a score, got {type(base).__name__}.")
-        self.net, self.base = net, base
-        shape = getattr(net, "event_shape", None) if event_shape is None else event_shape
-        self.event_shape = None if shape is None else tuple(shape)
-
-    @property
-    def device(self) -> torch.device | None:  # type: ignore[override]
-        """The device of the network's parameters; None if it has none."""
-        parameter = next(self.net.parameters(), None)
-        return None if parameter is None else parameter.device
-
-    @property
-    def dtype(self) -> torch.dtype | None:  # type: ignore[override]
-        """The dtype for states: the network's."""
-        parameter = next(self.net.parameters(), None)
-        return None if parameter is None else parameter.dtype
+        self.base = base
 
     def predict(self, x: Tensor, t: Tensor, cond: Any) -> Tensor:
         """The score at x."""
-        own = x if self.dtype is None else x.to(self.dtype)
-        at = per_sample(t, x).to(own.dtype)
-        learned = self.net(own, at) if cond is None else self.net(own, at, cond)
-        learned = check_like(learned, own, f"The network {type(self.net).__name__}").to(x.dtype)
+        learned = super().predict(x, t, cond)
         return learned if self.base is None else learned + self.base.score(x)
-
-    def forward(self, x: Tensor, t: Time, cond: Any = None) -> Tensor:
-        """The score; the same as calling it."""
-        return self(x, t, cond)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         """Move the network, as for any module. This score cannot move to another process: it belongs to none."""
         if args and isinstance(args[0], SDE):
             raise TypeError("A score moves between linear processes alone, and this one was learned without a kernel.")
-        return nn.Module.to(self, *args, **kwargs)
+        return super().to(*args, **kwargs)
 
 
 @dataclass(frozen=True)
