@@ -85,6 +85,27 @@ def test_tables_are_products_in_exact_arithmetic(chain):
         assert float(chain.posterior_variances[i]) == pytest.approx(float(tilde), rel=1e-12)
 
 
+def test_entry_0_is_zero_without_a_sign():
+    for chain in CHAINS.values():
+        for table in (chain.betas, chain.variances, chain.posterior_variances):
+            assert float(table[0]) == 0 and not bool(torch.signbit(table[0]))
+
+
+def test_weights_take_the_steps_of_the_chain_alone():
+    """Entry 0 is the data, which no step leads to, and -1 would be another step."""
+    chain = next(iter(CHAINS.values()))
+    one = torch.ones((), dtype=F64)
+    weights = [chain.snr, lambda i: chain.noise_weight(i, one), lambda i: chain.data_weight(i, one)]
+    for weight in weights:
+        for wrong in (0, -1, len(chain) + 1, torch.tensor([1, 0]), torch.tensor([-1]), torch.tensor([len(chain) + 1])):
+            with pytest.raises(ValueError, match=rf"1 \.\.\. {len(chain)}"):
+                weight(wrong)
+        with pytest.raises(ValueError, match=r"i\.long"):
+            weight(torch.tensor([1.0]))
+        every = torch.arange(1, len(chain) + 1)
+        assert torch.equal(weight(every), torch.stack([weight(int(i)) for i in every]))
+
+
 # ---- forward ----------------------------------------------------------------------------------------------------
 
 

@@ -42,8 +42,9 @@ class Forward:
         zero = log_bars.new_zeros(1)
         log_steps, log_bars = torch.cat([zero, log_steps]), torch.cat([zero, log_bars])
         self._log_alphas = 0.5 * log_bars
-        self.betas, self.alphas, self.alpha_bars = -torch.expm1(log_steps), log_steps.exp(), log_bars.exp()
-        self.variances = -torch.expm1(log_bars)
+        # Differences, not negatives: entry 0 must be 0 and not -0.
+        self.betas, self.variances = 0 - torch.expm1(log_steps), 0 - torch.expm1(log_bars)
+        self.alphas, self.alpha_bars = log_steps.exp(), log_bars.exp()
         earlier = torch.cat([zero, self.variances[:-1]])
         self.posterior_variances = torch.where(self.variances > 0, self.betas * earlier / self.variances, 0.0)
 
@@ -120,8 +121,8 @@ class Forward:
     # ---- the weights of the bound -----------------------------------------------------------------------------
 
     def snr(self, i: Index) -> Tensor:
-        r"""The signal-to-noise ratio :math:`\bar\alpha_i/(1-\bar\alpha_i)`."""
-        return self.alpha_bars[i] / self.variances[i]
+        r"""The signal-to-noise ratio :math:`\bar\alpha_i/(1-\bar\alpha_i)`, i from 1 to N."""
+        return self._entry(self.alpha_bars, i) / self._entry(self.variances, i)
 
     def noise_weight(self, i: Index, variance: Tensor) -> Tensor:
         r"""The weight of :math:`|\epsilon-\hat\epsilon|^2` in L_{i-1}, :math:`\beta_i^2/(2\sigma_i^2\alpha_i(1-\bar\alpha_i))`.
@@ -130,25 +131,33 @@ class Forward:
             i: from 1 to N.
             variance: :math:`\sigma_i^2`, that of the backward step.
         """
-        return self.betas[i] ** 2 / (2 * variance * self.alphas[i] * self.variances[i])
+        below = 2 * variance * self._entry(self.alphas, i) * self._entry(self.variances, i)
+        return self._entry(self.betas, i) ** 2 / below
 
     def data_weight(self, i: Index, variance: Tensor) -> Tensor:
         r"""The weight of :math:`|x_0-\hat x_0|^2` there, :math:`\bar\alpha_{i-1}\beta_i^2/(2\sigma_i^2(1-\bar\alpha_i)^2)`."""
-        earlier = self.alpha_bars[i - 1]
-        return earlier * self.betas[i] ** 2 / (2 * variance * self.variances[i] ** 2)
+        above = self._entry(self.alpha_bars, i, -1) * self._entry(self.betas, i) ** 2
+        return above / (2 * variance * self._entry(self.variances, i) ** 2)
 
     def at(self, table: Tensor, i: Index, x: Tensor, shift: int = 0) -> Tensor:
         """Entry i + shift of a table beside x (B, *event): a number, or (B, 1, ..., 1) where i is (B,)."""
-        if isinstance(i, int):
+        if not isinstance(i, Tensor):
+            return self._entry(table, i, shift)
+        if i.shape != x.shape[:1]:
+            raise ValueError(
+                f"i has shape {tuple(i.shape)} beside x of shape {tuple(x.shape)}; give one number, or ({len(x)},)."
+            )
+        chosen = self._entry(table, i, shift).to(x.device, torch.promote_types(x.dtype, torch.float32))
+        return chosen.reshape(-1, *[1] * (x.ndim - 1))
+
+    def _entry(self, table: Tensor, i: Index, shift: int = 0) -> Tensor:
+        """Entry i + shift of a table, for a step i that the chain has."""
+        if not isinstance(i, Tensor):
             if not 1 <= i <= len(self):
                 raise ValueError(f"i = {i} is no step of this chain: they are 1 ... {len(self)}.")
             return table[i + shift]
-        if i.dtype.is_floating_point or i.shape != x.shape[:1]:
-            raise ValueError(
-                f"i has shape {tuple(i.shape)} and dtype {i.dtype}; it must be a whole number or ({len(x)},) of them."
-            )
+        if i.dtype.is_floating_point or i.dtype == torch.bool:
+            raise ValueError(f"i has dtype {i.dtype}; it must hold whole numbers: use i.long().")
         if i.device.type == "cpu" and not (int(i.min()) >= 1 and int(i.max()) <= len(self)):
             raise ValueError(f"i runs from {int(i.min())} to {int(i.max())}; the steps are 1 ... {len(self)}.")
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        chosen = table.to(x.device, dtype)[i.to(x.device) + shift]
-        return chosen.reshape(-1, *[1] * (x.ndim - 1))
+        return table.to(i.device)[i + shift]
