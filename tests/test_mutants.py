@@ -90,6 +90,35 @@ def test_wrong_solvers_are_rejected(mutant):
     rejects(mutant)
 
 
+def test_wrong_solvers_are_wrong_in_what_they_say():
+    """One step by hand, with f = 2x and g = 3: what is divided by what, what is short by how much, what is added."""
+    stretched, divided, noisy = (
+        next(m.make for m in mutants.SOLVERS if m.name == name)
+        for name in ("StretchedStep", "BatchNormStep", "NoisyDDIM")
+    )
+
+    class Plain(sd.SDE):
+        def f(self, x, t):
+            return 2 * x
+
+        def g(self, x, t):
+            return 3.0
+
+    def step(process, solver, t0=0.0, t1=0.5):
+        return sd.solve(process, x, t0=t0, t1=t1, solver=solver, steps=1, seed=0).x
+
+    x = torch.tensor([[1.0, 0.3], [-2.0, 0.7], [0.5, 1.5]], dtype=torch.float64)
+    z = (step(Plain(), sd.EulerMaruyama()) - 2 * x) / (3 * 0.5**0.5)
+    part, norm = 0.95 * 0.5, 1 + 0.1 * (2 * x).square().mean().sqrt()
+    flow = sd.VP().probability_flow(sd.ExactScore(sd.VP(), RING))
+    for found, right in (
+        (step(Plain(), stretched()), x + part * 2 * x + part**0.5 * 3 * z),
+        (step(Plain(), divided()), x + 0.5 * 2 * x / norm + 0.5**0.5 * 3 * z),
+        (step(flow, noisy(), 1.0, 0.6), step(flow, sd.DDIM(), 1.0, 0.6) + 0.3 * 0.4**0.5 * z),
+    ):
+        torch.testing.assert_close(found, right, rtol=0, atol=1e-12)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("mutant", [m for m in mutants.SOLVERS if m.name not in SOLVERS], ids=str)
 def test_other_wrong_solvers_are_rejected(mutant):

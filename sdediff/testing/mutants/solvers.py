@@ -201,7 +201,7 @@ class MissingLastStep(Solver):
 
 
 class StretchedStep(Solver):
-    """dt is the length over N + 1 where there are N steps."""
+    """The clock is stretched: a step covers 95 % of the time between its nodes, in drift and noise alike."""
 
     orders = EulerMaruyama.orders
 
@@ -237,7 +237,7 @@ class EulerSoldAsHeun(EulerMaruyama):
 
 
 class UnadjustedLangevin(EulerMaruyama):
-    """Langevin steps without Metropolis' correction, sold as free of a bias of first order."""
+    """Euler-Maruyama sold as of weak order 2: without Metropolis' correction its bias is of first order."""
 
     orders = Orders(strong=0.5, strong_additive=1.0, weak=2.0, ode=1.0)
 
@@ -255,7 +255,7 @@ class _WrongWeights(Rule):
 
 
 class BrokenMultistep(ExponentialMultistep):
-    """A multistep method with its second difference doubled: consistent, and of first order."""
+    """A multistep method with its first difference doubled: consistent, and of first order."""
 
     def __init__(self) -> None:
         good = DPMSolverPP2M()
@@ -279,7 +279,7 @@ class UnbalancedMultistep(ExponentialMultistep):
 
 
 class BatchNormStep(Solver):
-    """The drift is clipped by a norm over the whole batch."""
+    """The drift is divided by 1 + 0.1 r, r its root mean square over the whole batch."""
 
     orders = EulerMaruyama.orders
 
@@ -301,7 +301,7 @@ class ConstantNudge(EulerMaruyama):
 
 
 class NoisyDDIM(DDIM):
-    """DDIM with the noise of η = 1 added and its drift unchanged."""
+    """DDIM with noise of 0.3 ΔW added and its drift unchanged."""
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         good = super().prepare(process, grid, noise)
