@@ -39,6 +39,9 @@ class _Exact(Form):
     def moved(self, p: Posterior, ratio: Tensor) -> Posterior:
         raise ValueError("Move an exact score with score.to(sde), which asks its density anew.")
 
+    def coupled(self) -> Form:
+        return self  # the posterior has asked the scales
+
 
 class ExactScore(Score):
     r"""The score of :math:`x_t = \alpha x_0 + \sigma\epsilon`, :math:`x_0 \sim` ``density``, in closed form.

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .affine.scales import coupled
 from .checks import Time, check_like, per_sample
 from .derived import as_linear
 from .forms import DataForm, DifferenceForm, NoiseForm, ScoreForm, VelocityForm
@@ -126,7 +125,7 @@ class NetworkScore(Networked):
 
     def _check_coupled(self) -> None:
         """Raise unless this prediction has a meaning where scales are matrices."""
-        coupled(self.form)
+        self.form.coupled()
 
 
 class NoisePrediction(NetworkScore):

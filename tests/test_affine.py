@@ -472,6 +472,45 @@ def test_predictions_say_the_same_in_every_form(sde):
         sd.Preconditioned(sde, Answer(exact), sigma_data=1.0)
 
 
+def test_forms_of_ones_own():
+    """A form without a coupled one is refused by name when it is wrapped; with one it says what the exact score says."""
+
+    class Negated(sd.forms.NoiseForm):  # what its base says with matrices is wrong by a sign
+        def score(self, p, x, alpha, sigma):
+            return super().score(-p, x, alpha, sigma)
+
+        def noise(self, p, x, alpha, sigma):
+            return -p
+
+    class Both(Negated):
+        def coupled(self):
+            return NegatedMatrices()
+
+    class NegatedMatrices(sd.forms.CoupledNoise):
+        def score(self, p, x, alpha, sigma):
+            return super().score(-p, x, alpha, sigma)
+
+        def noise(self, p, x, alpha, sigma):
+            return -p
+
+    class Renamed(sd.forms.NoiseForm):
+        """Says what its base says."""
+
+    def wrapped(form, view):
+        return type("Wrapper", (sd.NoisePrediction,), {"form": form})(sde, Answer(view))
+
+    sde, data = Pairs(), mixtures(4)[1]
+    exact = sd.ExactScore(sde, data)
+    x, t = exact.sample(6, 0.4, seed=0), torch.linspace(0.2, 0.9, 6, dtype=F64)
+    with pytest.raises(TypeError, match=r"Negated mixes alpha and sigma, which are matrices.*a method coupled"):
+        wrapped(Negated(), exact.noise)
+    with pytest.raises(TypeError, match="Negated mixes"):
+        sde.translated(Negated(), torch.tensor(0.5))
+    for learned in (wrapped(Both(), lambda x, t: -exact.noise(x, t)), wrapped(Renamed(), exact.noise)):
+        torch.testing.assert_close(learned(x, t), exact(x, t), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(learned.noise(x, t), exact.noise(x, t), rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("wrapper", [sd.NoisePrediction, sd.DataPrediction, sd.ScorePrediction])
 def test_the_minimiser_of_the_denoising_loss_is_the_exact_score(wrapper):
     """For one data point x_0 the target *is* the exact prediction, so that its loss is 0 sample by sample."""

@@ -36,7 +36,7 @@ from .moments import Kernel, Moments
 from .noise import BlockNoise
 from .posterior import CarriedMixture, law
 from .reversal import CoupledFlow, CoupledReverse
-from .scales import CoupledGaussian, Scales, coupled, like
+from .scales import CoupledGaussian, Scales, like
 
 _REMEMBERED = 4096
 
@@ -268,7 +268,7 @@ class AffineSDE(Linear):
     def translated(self, form: Form, t: Tensor) -> tuple[Form, Any, Any]:
         """A form of prediction and the scales it needs at t, as a :class:`~sdediff.Score` asks for them."""
         scales = self.scales(t)
-        return coupled(form), scales, scales
+        return form.coupled(), scales, scales
 
     def steps(self, grid: Tensor) -> list[Any]:
         """The transitions along a rising grid as functions (x, z) -> x_t of the state and standard normals."""

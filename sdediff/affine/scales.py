@@ -1,4 +1,4 @@
-r"""The law of x_t given x_0 under an affine process, and what it makes of predictions.
+r"""The law of x_t given x_0 under an affine process.
 
 .. math:: x_t = \Phi_t x_0 + c_t + R_t\epsilon , \qquad R_tR_t^\top = C_t ,
 
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from .. import blocks
-from ..forms import DataForm, DifferenceForm, Form, NoiseForm, ScoreForm, VelocityForm
 from ..gaussian import normals
 from .moments import Kernel
 
@@ -117,81 +116,6 @@ class CoupledGaussian:
         share = z.shape[1] / (root.shape[-1] * root.shape[-3])  # blocks that share one matrix
         log_det = share * torch.diagonal(root, dim1=-2, dim2=-1).log().sum((-2, -1))
         return (-0.5 * z.square().sum(1) - log_det - 0.5 * z.shape[1] * math.log(2 * math.pi)).to(x.dtype)
-
-
-class Coupled(Form):
-    """A form of prediction where scales are matrices: ``alpha`` is a :class:`Scales`, and ``sigma`` the same one."""
-
-    def state(self, x0: Tensor, noise: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return alpha.mean(x0) + alpha.spread(noise)
-
-    def moved(self, p: Any, ratio: Tensor) -> Any:
-        raise TypeError("The scores of coupled processes differ by more than a scale: none moves to another process.")
-
-
-class CoupledNoise(Coupled):
-    """The prediction is the noise."""
-
-    def score(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return -alpha.pull(p)
-
-    def noise(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return p
-
-    def data(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return alpha.data(x - alpha.spread(p))
-
-    def target(self, x0: Tensor, noise: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return noise
-
-
-class CoupledData(Coupled):
-    """The prediction is the data, as a state."""
-
-    def score(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return -alpha.pull(self.noise(p, x, alpha, sigma))
-
-    def noise(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return alpha.whiten(x - alpha.mean(p))
-
-    def data(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return p
-
-    def target(self, x0: Tensor, noise: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return x0
-
-
-class CoupledScore(Coupled):
-    """The prediction is the score itself."""
-
-    def score(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return p
-
-    def noise(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return -alpha.push(p)
-
-    def data(self, p: Tensor, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return alpha.data(x + alpha.spread(alpha.push(p)))
-
-    def target(self, x0: Tensor, noise: Tensor, alpha: Any, sigma: Any) -> Tensor:
-        return -alpha.pull(noise)
-
-
-_COUPLED: dict[type[Form], Form] = {NoiseForm: CoupledNoise(), DataForm: CoupledData(), ScoreForm: CoupledScore()}
-
-
-def coupled(form: Form) -> Form:
-    """What says with matrices for scales what ``form`` says with numbers; a form that uses no scales is itself.
-
-    Raises:
-        TypeError: a velocity, which mixes alpha and sigma as numbers.
-    """
-    if isinstance(form, (VelocityForm, DifferenceForm)):
-        raise TypeError(
-            "A velocity mixes alpha and sigma, which are matrices here: use NoisePrediction, DataPrediction or "
-            "ScorePrediction."
-        )
-    return _COUPLED.get(type(form), form)
 
 
 def like(value: Tensor, y: Tensor) -> Tensor:
