@@ -97,11 +97,11 @@ def check_parameter(value: object, name: str) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach().clone()
 
 
-def check_count(value: object, name: str, cure: str = "a positive whole number") -> int:
-    """``value``, if it is a whole number of at least 1 that fits into 63 bits."""
+def check_count(value: object, name: str, cure: str = "a positive whole number", least: int = 1) -> int:
+    """``value``, if it is a whole number of at least ``least`` that fits into 63 bits."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be a positive whole number, got {_seen(value)}.")
-    if not 1 <= value < 2**63:
+    if not least <= value < 2**63:
         raise ValueError(f"{name} = {value}: ask for {cure}.")
     return value
 

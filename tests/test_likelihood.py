@@ -19,6 +19,7 @@ from torch import Tensor
 
 import sdediff as sd
 from sdediff import likelihood as lk
+from sdediff.likelihood.estimate import log_mean_weight
 
 F64 = torch.float64
 RING = sd.densities.ring(8, weights=[1, 2, 1, 2, 1, 2, 1, 2])
@@ -455,6 +456,15 @@ def test_what_dequantisation_adds():
     assert flat.standard_error.tolist() == pytest.approx([0, 0], abs=1e-12)
 
 
+def test_the_mean_weight_and_its_error():
+    """Weights 1, 2 and 6: their mean is 3 and their standard deviation √7, so that of the mean is √(7/3), here over 3."""
+    log_weights = torch.tensor([[1.0, 1.0], [2.0, 1.0], [6.0, 1.0]], dtype=F64).log() - 800  # beyond what exp holds
+    value, error, effective = log_mean_weight(log_weights)
+    assert value.tolist() == pytest.approx([math.log(3) - 800, -800], rel=1e-14)
+    assert error.tolist() == pytest.approx([math.sqrt(7 / 3) / 3, 0], rel=1e-12, abs=1e-12)
+    assert effective.tolist() == pytest.approx([81 / 41, 3], rel=1e-12)  # (Σw)² / Σw²
+
+
 def test_the_density_of_learned_noise_integrates_to_one():
     rule = lk.VariationalDequantisation(lambda k: (0.4 + 0 * k, -0.3 + 0 * k), 4)
     u, log_q = rule.noise(torch.zeros(200_000, 1, dtype=F64), torch.Generator().manual_seed(0))
@@ -514,6 +524,10 @@ def test_wrong_arguments_are_named():
         (lambda: lk.UniformDequantisation(4).lift(torch.tensor([[0.5]])), "whole numbers"),
         (lambda: lk.UniformDequantisation(1), "levels"),
         (lambda: lk.UniformDequantisation(4).bound(lambda y: y[:, 0], torch.tensor([[1]]), draws=0), "draws"),
+        (
+            lambda: lk.UniformDequantisation(4).importance_weighted(lambda y: y[:, 0], torch.tensor([[1]]), draws=1),
+            "at least 2",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             wrong()

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from .. import counting
-from ..checks import check_finite, check_state, float64
+from ..checks import check_count, check_finite, check_state, float64
 from ..densities.base import host_generator
 from ..gaussian import Gaussian
+from ..likelihood.estimate import bits_per_dim, log_mean_weight
 
 Decoder = Callable[[Gaussian, Tensor], Tensor]
 """``decoder(law, x0)``: the log-likelihood (B,) of x0 under the last law, in nats."""
@@ -114,7 +115,7 @@ class VariationalBound:
     @property
     def bits_per_dim(self) -> Tensor:
         """The sum of the terms in bits per coordinate, (B,)."""
-        return -self.value / (self.dimensions * math.log(2))
+        return bits_per_dim(self.value, self.dimensions)
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,7 @@ def variational_bound(
 ) -> VariationalBound:
     """See :meth:`~sdediff.ddpm.ReverseChain.bound`."""
     x0 = check_finite(check_state(x0, "x0"), "x0")
-    if draws < 1:
-        raise ValueError(f"draws = {draws} must be at least 1.")
+    check_count(draws, "draws")
     source, chain, count = host_generator(seed, generator), back.chain, len(back.chain)
     terms, squares = [], float64(x0.new_zeros(len(x0)))
     with torch.no_grad(), counting.count() as tally:
@@ -177,21 +177,11 @@ def importance_weighted(
 ) -> Weighted:
     """See :meth:`~sdediff.ddpm.ReverseChain.importance_weighted`."""
     x0 = check_finite(check_state(x0, "x0"), "x0")
-    if paths < 2:
-        raise ValueError(f"paths = {paths} must be at least 2: one path has no standard error.")
+    check_count(paths, "paths", "at least 2, as one path has no standard error", least=2)
     decode, source = decoder or _density, host_generator(seed, generator)
     with torch.no_grad(), counting.count() as tally:
         weights = torch.stack([_log_weight(back, x0, decode, source) for _ in range(paths)])  # (K, B)
-    return weighted(weights, tally.rows // len(x0))
-
-
-def weighted(log_weights: Tensor, nfe: int) -> Weighted:
-    """The log of the mean of weights given by their logarithms (K, B), with its error by the delta method."""
-    count = len(log_weights)
-    value = torch.logsumexp(log_weights, 0) - math.log(count)
-    relative = torch.exp(log_weights - value)  # mean 1
-    effective = count / relative.square().mean(0)
-    return Weighted(value, relative.std(0) / math.sqrt(count), effective, nfe)
+    return Weighted(*log_mean_weight(weights), tally.rows // len(x0))
 
 
 def _log_weight(back: Backward, x0: Tensor, decode: Decoder, source: torch.Generator | None) -> Tensor:

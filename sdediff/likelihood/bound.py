@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from .. import counting
-from ..checks import check_finite, check_state, float64
+from ..checks import check_count, check_finite, check_state, float64
 from ..densities.base import host_generator
 from ..gaussian import Gaussian
 from ..linear import LinearSDE, derivative
@@ -110,8 +110,7 @@ def elbo(
             f"alpha(t_max) = 0 for {type(sde).__name__}, where g is infinite. The bound depends on the signal-to-noise ratio "
             "alone: move the score, elbo(VP(), score.to(VP()), x)."
         )
-    if draws < 2:
-        raise ValueError(f"draws = {draws} must be at least 2.")
+    check_count(draws, "draws", "at least 2", least=2)
     given = as_score(score, sde)
     integrand = _Integrand(
         sde, given if cond is None else Given(given, cond), check_finite(check_state(x)), sde.t_min if t is None else float(t),

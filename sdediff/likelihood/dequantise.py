@@ -21,8 +21,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..checks import check_count
 from ..densities.base import host_generator
-from .estimate import Estimate
+from .estimate import Estimate, log_mean_weight
 
 LogDensityFunction = Callable[[Tensor], Tensor]
 """y (B, *event) to log p(y), (B,), in nats: ``lambda y: sd.log_prob(sde, score, y).value``."""
@@ -64,15 +65,14 @@ class Dequantisation(ABC):
     def importance_weighted(
         self, log_density: LogDensityFunction, k: Tensor, *, draws: int = 16, seed: int | None = None
     ) -> Estimate:
-        """log of the mean weight of ``draws`` draws, (B,): nearer to log P(k), below it in expectation."""
-        seen = self._weights(log_density, k, draws, seed)
-        value = torch.logsumexp(seen, 0) - math.log(draws)
-        return Estimate(value, torch.exp(seen - value).std(0) / math.sqrt(draws), draws)
+        """log of the mean weight of two or more draws, (B,): nearer to log P(k), below it in expectation."""
+        check_count(draws, "draws", "at least 2, as one draw has no standard error (bound takes draws=1)", least=2)
+        value, error, _ = log_mean_weight(self._weights(log_density, k, draws, seed))
+        return Estimate(value, error, draws)
 
     def _weights(self, log_density: LogDensityFunction, k: Tensor, draws: int, seed: int | None) -> Tensor:
         """log p(y) + c for each draw, (draws, B)."""
-        if draws < 1:
-            raise ValueError(f"draws = {draws} must be at least 1.")
+        check_count(draws, "draws")
         generator = host_generator(seed, None)
         lifted = (self.lift(k, generator) for _ in range(draws))
         return torch.stack([log_density(y) + c.to(y.device) for y, c in lifted])

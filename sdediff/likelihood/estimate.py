@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -57,3 +58,17 @@ def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
     first, by a :class:`~sdediff.likelihood.Dequantisation`.
     """
     return -nats / (dimensions * math.log(2))
+
+
+def log_mean_weight(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""The importance-weighted estimate :math:`\log\tfrac1K\sum_k w_k`, from :math:`\log w_k` (K, B), two or more of them.
+
+    Returns:
+        The estimate, its standard error by the delta method and the effective number of weights, (B,) each.
+
+    Source: Burda et al. 2016, https://arxiv.org/abs/1509.00519.
+    """
+    count = len(log_weights)
+    value = torch.logsumexp(log_weights, 0) - math.log(count)
+    relative = torch.exp(log_weights - value)  # mean 1
+    return value, relative.std(0) / math.sqrt(count), count / relative.square().mean(0)
