@@ -7,16 +7,18 @@ outside the interval.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import NonFiniteError, SolveError
 from ..sde import ODE, SDE
 from .adaptive import first_length
 from .base import Integrator, Interval, Orders, Trajectory
+from .learned import adjoint_parameters
 
 _ORDERS = {"dopri5": 5.0, "dopri8": 8.0, "bosh3": 3.0, "fehlberg2": 2.0, "adaptive_heun": 2.0}
 
@@ -28,13 +30,15 @@ class TorchDiffEq(Integrator):
         method: "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun".
         rtol, atol: tolerances, relative and in units of the state.
         adjoint: compute gradients by solving the adjoint ODE backwards, in memory that does not grow with the steps, up to
-            the tolerances; used with ``differentiable=True`` and a score that is an ``nn.Module``.
+            the tolerances; used with ``differentiable=True``. It reaches the parameters that the process and its score keep,
+            however deeply; not those hidden in a plain function, nor a condition.
         max_evaluations: a bound on evaluations of the drift.
 
     Raises:
         ImportError: torchdiffeq is not installed.
         SolveError: torchdiffeq gave up, or the bound was reached.
         NonFiniteError: the drift or the result became NaN or infinite.
+        ValueError: the adjoint finds neither parameters nor a state that wants gradients.
 
     Source: Chen et al. 2018, https://arxiv.org/abs/1806.07366; https://github.com/rtqichen/torchdiffeq
     """
@@ -71,16 +75,19 @@ class TorchDiffEq(Integrator):
         drift = _Drift(process, x, interval.times, self.max_evaluations)
         times = interval.times.to(x.device)
         adjoint = self.adjoint and interval.differentiable
-        solve = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
+        parameters = adjoint_parameters(process, x) if adjoint else ()
         states = [x]
         for s, t in pairwise(times):
             options = {"step_t": t.reshape(1), "first_step": self._first_step(drift, states[-1], s, t)}
-            extra = {"adjoint_options": {"step_t": s.reshape(1)}} if adjoint else {}
+            solve = torchdiffeq.odeint
+            if adjoint:
+                turned = {"step_t": s.reshape(1)}
+                solve = partial(torchdiffeq.odeint_adjoint, adjoint_options=turned, adjoint_params=parameters)
             try:
                 states.append(
                     solve(
                         drift, states[-1], torch.stack([s, t]), method=self.method, rtol=self.rtol, atol=self.atol,
-                        options=options, **extra,
+                        options=options,
                     )[-1]
                 )  # fmt: skip
             except AssertionError as error:
@@ -102,20 +109,16 @@ class TorchDiffEq(Integrator):
         return guesses.min()
 
 
-class _Drift(nn.Module):
+class _Drift:
     """The drift as torchdiffeq wants it, f(t, y); bounded, checked, and counting the steps."""
 
     def __init__(self, process: SDE, x: Tensor, times: Tensor, most: int):
-        super().__init__()
         self.process, self.most, self.left = process, most, most
         self.low, self.high = float(times.min()), float(times.max())
         self.steps = self.rejected = 0
         self.latest = float(times[0])
-        score: Any = getattr(process, "score", None)
-        if isinstance(score, nn.Module):
-            self.score = score  # so that the adjoint finds its parameters
 
-    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         t = t.detach().double().clamp(self.low, self.high)  # its guess of the first step may reach beyond
         self.latest = float(t)
         if self.left == 0:

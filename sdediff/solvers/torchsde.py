@@ -7,18 +7,19 @@ which is built here from the solve's seed and step, so that results are repeatab
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torchsde
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..diffusion import Applied, Dense, Diffusion
 from ..sde import SDE
 from .base import Integrator, Interval, Trajectory
 from .diffusions import check_own
+from .learned import adjoint_parameters
 
 
 class TorchSDE(Integrator):
@@ -27,7 +28,7 @@ class TorchSDE(Integrator):
     Args:
         method: an Itô method of torchsde: "euler", "milstein" or "srk".
         adjoint: compute gradients by torchsde's stochastic adjoint, in memory that does not grow with the steps; used with
-            ``differentiable=True``. It reaches the parameters of every ``nn.Module`` that the process computes with; not
+            ``differentiable=True``. It reaches the parameters that the process and its score keep, however deeply; not
             those hidden in a plain function, nor a condition.
 
     torchsde evaluates the drift once more than it steps, to check shapes; this is counted. Its methods other than "euler"
@@ -67,13 +68,9 @@ class TorchSDE(Integrator):
             dt=interval.dt,
             levy_area_approximation=self._levy,
         )
-        adjoint = self.adjoint and interval.differentiable
-        if adjoint and not x.requires_grad and not any(p.requires_grad for p in system.parameters()):
-            raise ValueError(
-                "The adjoint finds no parameters and x wants no gradient: give the network as an nn.Module, as in "
-                "NoisePrediction(sde, net) or FunctionScore(net), and not inside a function."
-            )
-        solve = torchsde.sdeint_adjoint if adjoint else torchsde.sdeint
+        solve: Callable[..., Tensor] = torchsde.sdeint
+        if self.adjoint and interval.differentiable:
+            solve = partial(torchsde.sdeint_adjoint, adjoint_params=adjoint_parameters(process, x))
         states, steps, y = [x], 0, x.reshape(x.shape[0], -1)
         for s, t in pairwise(clock):
             count = max(1, math.ceil(float(t - s) / interval.dt - 1e-9))
@@ -85,15 +82,13 @@ class TorchSDE(Integrator):
         return Trajectory(states, steps=steps)
 
 
-class _System(nn.Module):
+class _System:
     """A process as torchsde sees it: f(s, y), g(s, y) on flat states, time rising."""
 
     sde_type = "ito"
 
     def __init__(self, process: SDE, x: Tensor, diffusion: Diffusion, falling: bool):
-        super().__init__()
         self.process, self.shape, self.sign = process, x.shape, -1.0 if falling else 1.0
-        self.learned = nn.ModuleList(dict.fromkeys(_modules(process)))  # whose parameters the adjoint differentiates by
         if isinstance(diffusion, Applied):
             raise TypeError(
                 "torchsde wants the entries of the noise matrix, and this process only applies it: use EulerMaruyama or "
@@ -116,13 +111,3 @@ class _System(nn.Module):
 
     def _time(self, s: Tensor) -> Tensor:
         return (self.sign * s).double().clamp(0.0, self.process.t_max)
-
-
-def _modules(owner: Any) -> Iterator[nn.Module]:
-    """The modules that a process or a score computes with, however deeply they are wrapped."""
-    if isinstance(owner, nn.Module):
-        yield owner
-    for name in ("sde", "score", "function"):
-        part = getattr(owner, name, None)
-        if part is not None:
-            yield from _modules(part)
