@@ -63,6 +63,14 @@ def check_number(value: object, name: str) -> float:
     return number
 
 
+def check_positive(value: object, name: str) -> float:
+    """``value`` as a float, if it is a positive finite number."""
+    number = check_number(value, name)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} = {value!r} must be a positive finite number.")
+    return number
+
+
 LARGEST = 1e18
 """The largest that the parameter of a law may be, and the inverse of the smallest scale: float32 still holds their squares."""
 
@@ -137,11 +145,6 @@ def check_event(shape: object) -> tuple[int, ...]:
     if any(n < 1 for n in shape):
         raise ValueError(f"event_shape = {tuple(shape)} must hold positive numbers.")
     return tuple(shape)
-
-
-def check_times(times: object, name: str) -> Tensor:
-    """Times as a float64 tensor on the host, if they are real numbers."""
-    return check_parameter(times, name)
 
 
 def _seen(value: object) -> str:

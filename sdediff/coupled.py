@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .affine import AffineSDE, Kernel
+from .checks import check_number, check_positive
 from .linear import LinearSDE
 from .processes import VP
 from .sde import Coefficient, check_coefficient, evaluate
@@ -52,10 +53,10 @@ class CLD(AffineSDE):
         t_min: float = 1e-3,
     ):
         self.beta = check_coefficient(beta, "beta")
-        self.friction = 2 * math.sqrt(_positive("mass", mass)) if friction is None else _positive("friction", friction)
-        self.mass, self.gamma = float(mass), _positive("gamma", gamma)
-        self.t_max = _positive("t_max", t_max)
-        if not 0 < t_min < t_max:
+        self.mass, self.gamma = check_positive(mass, "mass"), check_positive(gamma, "gamma")
+        self.friction = 2 * math.sqrt(self.mass) if friction is None else check_positive(friction, "friction")
+        self.t_max = check_positive(t_max, "t_max")
+        if not 0 < check_number(t_min, "t_min") < self.t_max:
             raise ValueError(f"t_min = {t_min} must lie in (0, t_max = {t_max}): at t = 0 positions have no noise yet.")
         self.t_min = float(t_min)
 
@@ -133,8 +134,8 @@ class CorrelatedOU(AffineSDE):
                 f"rates has an eigenvalue of real part {slowest:.3g}: it must pull towards 0 in every direction."
             )
         self.beta = check_coefficient(beta, "beta")
-        self.t_max = _positive("t_max", t_max)
-        if not 0 <= t_min < t_max:
+        self.t_max = check_positive(t_max, "t_max")
+        if not 0 <= check_number(t_min, "t_min") < self.t_max:
             raise ValueError(f"t_min = {t_min} must lie in [0, t_max = {t_max}).")
         self.t_min = float(t_min)
 
@@ -175,7 +176,7 @@ class Blurring(AffineSDE):
     def __init__(
         self, event_shape: tuple[int, ...], width: float = 4.0, *, base: LinearSDE | None = None, channels: int = 0
     ):
-        self.event_shape, self.channels, self.width = tuple(event_shape), channels, _positive("width", width)
+        self.event_shape, self.channels, self.width = tuple(event_shape), channels, check_positive(width, "width")
         if not 0 <= channels < len(self.event_shape):
             raise ValueError(f"channels = {channels} leave no axis of event_shape = {self.event_shape} to blur.")
         self.base = VP() if base is None else base
@@ -243,9 +244,3 @@ def cosine_basis(n: int) -> Tensor:
     basis = torch.cos(math.pi * (i + 0.5) * j / n) * math.sqrt(2 / n)
     basis[0] /= math.sqrt(2)
     return basis
-
-
-def _positive(name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-        raise ValueError(f"{name} = {value!r} must be a positive finite number.")
-    return float(value)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import counting
-from .checks import Time, as_time
+from .checks import Time, as_time, check_count
 from .densities import Density, Mixture
 from .densities.base import Posterior, host_generator
 from .densities.mixture import CANCELS
@@ -86,8 +86,7 @@ class ExactScore(Score):
 
     def sample(self, n: int, t: float, *, seed: int | None = None, generator: torch.Generator | None = None) -> Tensor:
         """``n`` exact samples of :math:`p_t`, (n, *event); seed and generator as for a density's ``sample``."""
-        if n < 1:
-            raise ValueError(f"n = {n}: ask for at least one sample.")
+        check_count(n, "n", "at least one sample")
         generator = host_generator(seed, generator)
         with torch.no_grad():
             x0 = self.sde.lift(self.density.draw(n, generator).double().cpu())

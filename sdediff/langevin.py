@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import check_finite, check_state
+from .checks import check_count, check_finite, check_parameter, check_positive, check_state
 from .densities import Density, as_density
 from .diffusion import Dense, Diagonal, Diffusion, as_diffusion, gram_divergence
 from .errors import NonFiniteError
@@ -107,12 +107,12 @@ class Underdamped(Kinetic):
     ):
         self.position_score = held_score(target, at)
         self.score = _PhaseScore(self.position_score, mass)
-        self.mass = _positive(mass, "mass")
+        self.mass = _each_positive(mass, "mass")
         self.friction = torch.as_tensor(friction, dtype=torch.float64)
         if self.friction.ndim == 2:
             self._kick = _cholesky(self.friction) / self.mass.reshape(-1, 1)
         else:
-            self._kick = _positive(friction, "friction").sqrt() / self.mass
+            self._kick = _each_positive(friction, "friction").sqrt() / self.mass
         self.t_max = t_max
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class Phase(Density):
         self.position = as_density(density)
         if len(self.position.event_shape) != 1:
             raise ValueError(f"Phase needs positions of shape (d,); the density has event shape {density.event_shape}.")
-        self.mass = _positive(mass, "mass")
+        self.mass = _each_positive(mass, "mass")
         self.event_shape = (2 * self.position.event_shape[0],)
         self.device, self.dtype = self.position.device, self.position.dtype
 
@@ -198,10 +198,8 @@ def mala(
 
     Source: Roberts and Tweedie 1996, https://doi.org/10.2307/3318418.
     """
-    if not 0 < step < math.inf:
-        raise ValueError(f"step = {step} must be positive.")
-    if n < 1:
-        raise ValueError(f"n = {n}: take at least one step.")
+    check_positive(step, "step")
+    check_count(n, "n", "at least one step")
     density = as_density(density)
     normals = as_noise(check_state(x).device, seed, generator, noise).open(x)
     with torch.no_grad():
@@ -269,7 +267,7 @@ class _PhaseScore(Score):
     """(s(q), -m v)."""
 
     def __init__(self, position: Score, mass: float | Tensor):
-        self.position, self.mass = position, _positive(mass, "mass")
+        self.position, self.mass = position, _each_positive(mass, "mass")
         self.device, self.dtype = position.device, position.dtype
         if position.event_shape is not None:
             self.event_shape = (2 * position.event_shape[0],)
@@ -301,7 +299,8 @@ def _beside(mask: Tensor, x: Tensor) -> Tensor:
     return mask.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def _positive(value: float | Tensor, name: str) -> Tensor:
+def _each_positive(value: float | Tensor, name: str) -> Tensor:
+    check_parameter(value, name)  # for its errors: the copy that it makes has no graph
     c = torch.as_tensor(value, dtype=torch.float64)
     if c.ndim > 1 or not bool(((c > 0) & c.isfinite()).all()):
         raise ValueError(f"{name} must be a positive number or (d,) of them, got {c.tolist()}.")

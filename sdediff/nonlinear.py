@@ -33,7 +33,18 @@ from torch import Tensor
 
 from .autodiff import leaf, recording
 from .bessel import log_bessel
-from .checks import Time, as_time, check_count, check_event, check_finite, check_like, check_state, float64
+from .checks import (
+    Time,
+    as_time,
+    check_count,
+    check_event,
+    check_finite,
+    check_like,
+    check_positive,
+    check_size,
+    check_state,
+    float64,
+)
 from .densities import Density
 from .densities.base import host_generator
 from .lineages import lineages
@@ -156,7 +167,8 @@ class GeometricBrownianMotion(KernelSDE):
     """The smallest x at which kernels are evaluated."""
 
     def __init__(self, mu: float = 0.0, sigma: float = 1.0, t_max: float = 1.0):
-        self.mu, self.sigma, self.t_max = _finite("mu", mu), *_positive(sigma=sigma, t_max=t_max)
+        self.mu, self.sigma = check_size(mu, "mu"), check_positive(sigma, "sigma")
+        self.t_max = check_positive(t_max, "t_max")
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """mu x."""
@@ -193,7 +205,8 @@ class CIR(KernelSDE):
     """
 
     def __init__(self, kappa: float = 1.0, theta: float = 1.0, xi: float = 1.0, t_max: float = 10.0):
-        self.kappa, self.theta, self.xi, self.t_max = _positive(kappa=kappa, theta=theta, xi=xi, t_max=t_max)
+        self.kappa, self.theta = check_positive(kappa, "kappa"), check_positive(theta, "theta")
+        self.xi, self.t_max = check_positive(xi, "xi"), check_positive(t_max, "t_max")
         self.floor = 1e-6 * self.theta
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
@@ -241,7 +254,8 @@ class Jacobi(KernelSDE):
     floor = 1e-6
 
     def __init__(self, a: float = 1.0, b: float = 1.0, speed: float = 1.0, t_max: float = 10.0):
-        self.a, self.b, self.speed, self.t_max = _positive(a=a, b=b, speed=speed, t_max=t_max)
+        self.a, self.b = check_positive(a, "a"), check_positive(b, "b")
+        self.speed, self.t_max = check_positive(speed, "speed"), check_positive(t_max, "t_max")
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """½ s (a (1 - x) - b x)."""
@@ -552,16 +566,3 @@ class _Beta(_Independent):
 def _numpy(generator: torch.Generator | None) -> np.random.Generator:
     """NumPy's generator, which knows more laws than torch's, seeded from torch's."""
     return np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-
-
-def _finite(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} = {value!r} must be a finite number.")
-    return float(value)
-
-
-def _positive(**values: float) -> tuple[float, ...]:
-    for name, value in values.items():
-        if _finite(name, value) <= 0:
-            raise ValueError(f"{name} = {value!r} must be positive.")
-    return tuple(float(value) for value in values.values())

@@ -12,14 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import Time, check_number, float64, time_dtype
+from .checks import Time, check_number, check_positive, float64, time_dtype
 from .linear import LinearSDE
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-            raise ValueError(f"{name} = {value!r} must be a positive finite number.")
 
 
 class VP(LinearSDE):
@@ -41,10 +35,9 @@ class VP(LinearSDE):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_max: float = 1.0, t_min: float = 1e-3):
-        _positive(beta_min=beta_min, beta_max=beta_max, t_max=t_max)
+        self.beta_min, self.beta_max = check_positive(beta_min, "beta_min"), check_positive(beta_max, "beta_max")
         if beta_max < beta_min:
             raise ValueError(f"beta_max = {beta_max} is below beta_min = {beta_min}: exchange them.")
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
         self.t_min, self.t_max = _ends(t_min, t_max)
 
     def beta(self, t: Tensor) -> Tensor:
@@ -121,7 +114,6 @@ class CustomVP(LinearSDE):
     def __init__(self, beta: Callable[[Tensor], Tensor], t_max: float = 1.0, t_min: float = 1e-3):
         if not callable(beta):
             raise TypeError(f"beta must be a function of t, got {type(beta).__name__}; for a constant use VP(b, b).")
-        _positive(t_max=t_max)
         self.beta = beta
         self.t_min, self.t_max = _ends(t_min, t_max)
 
@@ -150,8 +142,7 @@ class CosineVP(LinearSDE):
     """
 
     def __init__(self, s: float = 0.008, t_min: float = 1e-3):
-        _positive(s=s)
-        self.s = float(s)
+        self.s = check_positive(s, "s")
         self._rate = 0.5 * math.pi / (1 + self.s)
         self._phase = self._rate * self.s
         self.t_min, self.t_max = _ends(t_min, 1.0)
@@ -201,10 +192,9 @@ class VE(LinearSDE):
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, t_max: float = 1.0, t_min: float = 1e-5):
-        _positive(sigma_min=sigma_min, sigma_max=sigma_max, t_max=t_max)
+        self.sigma_min, self.sigma_max = check_positive(sigma_min, "sigma_min"), check_positive(sigma_max, "sigma_max")
         if sigma_max <= sigma_min:
             raise ValueError(f"sigma_max = {sigma_max} must exceed sigma_min = {sigma_min}.")
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         self.t_min, self.t_max = _ends(t_min, t_max)
         self._growth = 2 * math.log(sigma_max / sigma_min) / t_max  # of the schedule's square
 
@@ -236,7 +226,6 @@ class EDM(LinearSDE):
     """
 
     def __init__(self, t_max: float = 80.0, t_min: float = 0.002):
-        _positive(t_max=t_max)
         self.t_min, self.t_max = _ends(t_min, t_max)
 
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -308,6 +297,7 @@ class RectifiedFlow(LinearSDE):
 
 
 def _ends(t_min: float, t_max: float) -> tuple[float, float]:
-    if not 0 <= check_number(t_min, "t_min") < t_max:
+    start, end = check_number(t_min, "t_min"), check_positive(t_max, "t_max")
+    if not 0 <= start < end:
         raise ValueError(f"t_min = {t_min} must lie in [0, t_max = {t_max}).")
-    return float(t_min), float(t_max)
+    return start, end

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .checks import check_event, check_state
+from .checks import check_count, check_event, check_state
 from .errors import NonFiniteError
 from .grids import Grid
 from .noise import Noise, as_noise
@@ -57,11 +57,12 @@ def sample(
     ``stats["interrupted"]`` true; within the first batch it raises as usual.
 
     Raises:
-        ValueError: n or batch_size is not positive, the event shape is unknown, or x has another length than n.
+        TypeError, ValueError: n or batch_size is no positive whole number, the event shape is unknown, or x has another
+            length than n.
     """
-    for name, value in (("n", n), ("batch_size", batch_size)):
-        if (value is not None or name == "n") and not (type(value) is int and 1 <= value < 2**63):
-            raise ValueError(f"{name} = {value!r} must be a positive whole number.")
+    check_count(n, "n")
+    if batch_size is not None:
+        check_count(batch_size, "batch_size")
     check_solver(solver, process)
     space = _Space.of(process, x, event_shape, device, dtype)
     if x is not None and x.shape[0] != n:

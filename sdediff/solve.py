@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import counting
-from .checks import all_finite, check_finite, check_number, check_state, check_times
+from .checks import all_finite, check_finite, check_number, check_parameter, check_state
 from .errors import NonFiniteError
 from .grids import Grid, check_steps, resolve, saved_times
 from .noise import Noise, as_noise
@@ -204,7 +204,7 @@ def _raise_non_finite(k: int | None, t: float, bad: Tensor, good: Tensor | None,
 def ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[float, float]:
     """Where the solve starts and stops, checked against the domain and the direction of the process."""
     if grid is not None and not isinstance(grid, Grid):
-        nodes = check_times(grid, "grid").reshape(-1)
+        nodes = check_parameter(grid, "grid").reshape(-1)
         if len(nodes) > 1:
             t0, t1 = float(nodes[0]) if t0 is None else t0, float(nodes[-1]) if t1 is None else t1
     default = (0.0, process.t_max) if process.direction > 0 else (process.t_max, process.t_min)

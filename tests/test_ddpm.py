@@ -821,6 +821,9 @@ def test_wrong_arguments_are_named():
             wrong()
     with pytest.raises(TypeError, match="BackwardStep"):
         chain.reverse(a_score, ddpm.DDIMStep)
+    for wrong in (lambda: ddpm.Chain.from_process(sd.VP(), True), lambda: ddpm.cosine(True)):
+        with pytest.raises(TypeError, match="whole number, got True"):
+            wrong()
     with pytest.raises(TypeError, match="LinearSDE"):
         ddpm.Chain.from_process(sd.Overdamped(RING), 5)
 

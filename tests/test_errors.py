@@ -427,10 +427,11 @@ def test_unknown_arguments_are_refused():
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"n": 0}, ValueError, "n = 0 must be a positive whole number"),
-        ({"n": -2}, ValueError, "n = -2 must be a positive whole number"),
-        ({"n": 2.0}, ValueError, "n = 2.0 must be a positive whole number"),
-        ({"batch_size": 0}, ValueError, "batch_size = 0 must be a positive whole number"),
+        ({"n": 0}, ValueError, "n = 0: ask for a positive whole number"),
+        ({"n": -2}, ValueError, "n = -2: ask for a positive whole number"),
+        ({"n": 2.0}, TypeError, "n must be a positive whole number, got 2.0"),
+        ({"n": True}, TypeError, "n must be a positive whole number, got True"),
+        ({"batch_size": 0}, ValueError, "batch_size = 0: ask for a positive whole number"),
         (
             {"event_shape": None},
             ValueError,

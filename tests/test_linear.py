@@ -465,6 +465,13 @@ def test_coefficients_that_are_infinite_give_no_kernel(name):
         (lambda: sd.VE(1.0, 0.5), "sigma_max = 0.5 must exceed sigma_min = 1.0"),
         (lambda: sd.EDM(t_max=-1.0), "t_max = -1.0 must be a positive finite number"),
         (lambda: sd.CosineVP(s=0.0), "s = 0.0 must be a positive finite number"),
+        (lambda: sd.VP(beta_min=True), "beta_min must be a number, got True"),
+        (
+            lambda: sd.ExactScore(sd.VP(), sd.densities.ring(8)).sample(2.5, 0.5),
+            "n must be a positive whole number, got 2.5",
+        ),
+        (lambda: sd.CLD(mass=-1.0, friction=1.0), "mass = -1.0 must be a positive finite number"),
+        (lambda: sd.CustomVP(abs, t_max=0.0), "t_max = 0.0 must be a positive finite number"),
         (lambda: sd.CustomVP(3.0), r"beta must be a function of t, got float; for a constant use VP\(b, b\)"),
         (
             lambda: sd.VP().perturb(torch.zeros(2, 3), 0.5, torch.zeros(3)),

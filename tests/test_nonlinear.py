@@ -344,12 +344,12 @@ def test_kernel_score_by_hand():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: sd.CIR(kappa=0.0), ValueError, r"kappa = 0.0 must be positive"),
-        (lambda: sd.CIR(xi=math.nan), ValueError, r"xi = nan must be a finite number"),
-        (lambda: sd.Jacobi(a=-1.0), ValueError, r"a = -1.0 must be positive"),
-        (lambda: sd.Jacobi(b=True), ValueError, "b = True must be a finite number"),
-        (lambda: sd.GeometricBrownianMotion(mu=math.inf), ValueError, "mu = inf must be a finite number"),
-        (lambda: sd.GeometricBrownianMotion("0.1"), ValueError, "mu = '0.1' must be a finite number"),
+        (lambda: sd.CIR(kappa=0.0), ValueError, r"kappa = 0.0 must be a positive finite number"),
+        (lambda: sd.CIR(xi=math.nan), ValueError, "xi = nan must be a number, not NaN"),
+        (lambda: sd.Jacobi(a=-1.0), ValueError, r"a = -1.0 must be a positive finite number"),
+        (lambda: sd.Jacobi(b=True), TypeError, "b must be a number, got True"),
+        (lambda: sd.GeometricBrownianMotion(mu=math.inf), ValueError, "mu = inf must be finite"),
+        (lambda: sd.GeometricBrownianMotion("0.1"), TypeError, "mu must be a number, got '0.1'"),
         (lambda: GBM.marginal(column([-1.0]), 0.5), ValueError, "lives on x > 0, and x0 holds -1"),
         (lambda: JACOBI.marginal(column([0.5, 1.5]), 0.5), ValueError, "lives on 0 <= x <= 1, and x0 holds 1.5"),
         (lambda: CIR.marginal(column([math.nan]), 0.5), ValueError, "NaN or infinite"),

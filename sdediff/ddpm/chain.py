@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ..checks import check_count
 from ..linear import LinearSDE
 from ..sde import ScoreLike
 from .forward import Forward
@@ -62,8 +63,7 @@ class Chain(Forward):
         if not isinstance(sde, LinearSDE):
             raise TypeError(f"A chain needs a LinearSDE, got {type(sde).__name__}.")
         if isinstance(nodes, int):
-            if nodes < 1:
-                raise ValueError(f"nodes = {nodes}: a chain has at least one step.")
+            check_count(nodes, "nodes", "at least one step")
             times = torch.linspace(0, sde.t_max, nodes + 1, dtype=torch.float64)
         else:
             times = torch.as_tensor(nodes, dtype=torch.float64).detach().clone()

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import check_count
+
 
 def linear(steps: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
     r""":math:`\beta_i` in equal steps from ``first`` to ``last``.
@@ -49,8 +51,7 @@ def sigmoid(steps: int, first: float = 1e-4, last: float = 0.02, steepness: floa
 
 
 def _checked(steps: int, *fractions: float) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"steps = {steps!r} must be a whole number of at least 1.")
+    check_count(steps, "steps")
     for value in fractions:
         if not 0 < value < 1:
             raise ValueError(f"{value!r} must lie between 0 and 1.")

@@ -53,7 +53,7 @@ class Mixture(Density):
         covariance: Tensor | None = None,
         weights: Tensor | Sequence[float] | None = None,
     ):
-        centres = _own(means, "means")
+        centres = check_parameter(means, "means")
         if centres.ndim < 1 or centres.numel() == 0 or not bool((centres.abs() <= LARGEST).all()):
             raise ValueError(
                 f"means has shape {tuple(centres.shape)}; it must be finite, of shape (K, *event) with K >= 1, its entries "
@@ -68,7 +68,9 @@ class Mixture(Density):
         if std is not None:
             self.variances = self._checked_std(std) ** 2  # (K, 1)
         else:
-            self.variances, self.basis = self._principal_axes(_own(covariance, "covariance"))  # (K, D) and the axes
+            self.variances, self.basis = self._principal_axes(
+                check_parameter(covariance, "covariance")
+            )  # (K, D) and the axes
         self.log_weights = self.weights.log().unsqueeze(1)  # (K, 1)
         self.half_norms = 0.5 * self.means.square().sum(1, keepdim=True)  # (K, 1)
         self.reach = 2 * float(self.half_norms.max())  # the largest |m|²
@@ -80,13 +82,13 @@ class Mixture(Density):
         count = len(self.means)
         if weights is None:
             return torch.full((count,), 1 / count, dtype=torch.float64)
-        w = _own(weights, "weights")
+        w = check_parameter(weights, "weights")
         if w.shape != (count,) or not bool((w > 0).all()) or not bool(torch.isfinite(w).all()):
             raise ValueError(f"weights must be {count} positive numbers, got {w.tolist()}.")
         return w / w.sum()
 
     def _checked_std(self, std: float | Tensor | Sequence[float]) -> Tensor:
-        s = _own(std, "std")
+        s = check_parameter(std, "std")
         if s.ndim > 1 or (s.ndim == 1 and len(s) != len(self.means)) or not bool(((s > 0) & s.isfinite()).all()):
             raise ValueError(f"std must be a positive number or {len(self.means)} of them, got {s.tolist()}.")
         if not bool(((s >= 1 / LARGEST) & (s <= LARGEST)).all()):
@@ -305,11 +307,6 @@ class QuadraticPosterior(MixturePosterior):
         count, d = matrices.shape[:2]
         mean = matrices.reshape(count, d * d).T @ self.weights
         return mean * self.x if d == 1 else (mean.reshape(d, d, -1) * self.x).sum(1)
-
-
-def _own(value: object, name: str) -> Tensor:
-    """A float64 copy on the host that no later change of the caller's tensor reaches."""
-    return check_parameter(value, name)
 
 
 def _in_axes(diagonal: Tensor, basis: Tensor | None) -> Tensor:

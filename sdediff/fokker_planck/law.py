@@ -20,7 +20,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from ..checks import Time, as_time, check_like, check_number, check_state, check_times, per_sample
+from ..checks import Time, as_time, check_like, check_number, check_parameter, check_state, per_sample
 from ..densities import Density, as_density
 from ..densities.base import host_generator
 from .cells import Cells
@@ -152,7 +152,7 @@ class GridLaw:
     def plot(self, times: Sequence[float] | None = None) -> Figure:
         """The density at up to six of the saved times: lines on one panel, or one panel each in the plane."""
         every = self.ts[:: max(1, -(-len(self.ts) // 6))]
-        chosen = (every if times is None else check_times(times, "times").reshape(-1)).tolist()
+        chosen = (every if times is None else check_parameter(times, "times").reshape(-1)).tolist()
         from ..plot.style import COLOURS, canvas, quiet, shades
 
         if len(self.cells.count) == 1:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_times
+from ..checks import check_parameter, check_positive
 from ..sde import SDE
 
 
@@ -55,7 +55,7 @@ class Power(Grid):
 
     def __init__(self, steps: int, power: float):
         super().__init__(steps)
-        self.power = _positive("power", power)
+        self.power = check_positive(power, "power")
 
     def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
         """Uniform in t^(1/p)."""
@@ -82,7 +82,7 @@ class LogSNR(Grid):
 
     def __init__(self, steps: int, *, top: float = 100.0):
         super().__init__(steps)
-        self.top = _positive("top", top)
+        self.top = check_positive(top, "top")
 
     def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
         """Uniform in log SNR."""
@@ -104,7 +104,7 @@ class Karras(Grid):
 
     def __init__(self, steps: int, rho: float = 7.0, *, top: float = 100.0):
         super().__init__(steps)
-        self.rho, self.top = _positive("rho", rho), _positive("top", top)
+        self.rho, self.top = check_positive(rho, "rho"), check_positive(top, "top")
 
     def nodes(self, process: SDE, t0: float, t1: float) -> Tensor:
         """Uniform in (sigma/alpha)^(1/rho)."""
@@ -137,12 +137,6 @@ def _in_level(
     ramp = torch.linspace(0, 1, count + 1, dtype=torch.float64)
     inner = schedule.time_of(-2 * torch.log(back(values[0] + (values[1] - values[0]) * ramp)))
     return torch.cat([*([ends[:1]] if infinite[0] else []), inner, *([ends[1:]] if infinite[1] else [])])
-
-
-def _positive(name: str, value: float) -> float:
-    if not (isinstance(value, (int, float)) and 0 < value < math.inf):
-        raise ValueError(f"{name} = {value!r} must be a positive finite number.")
-    return float(value)
 
 
 def linear_schedule(process: SDE, what: str) -> Any:
@@ -202,7 +196,7 @@ def resolve(
 
 def saved_times(save_at: Tensor | Sequence[float], t0: float, t1: float) -> Tensor:
     """The times to save at, float64, in the order of the solve, each inside [t0, t1]; an end up to rounding is that end."""
-    times = check_times(save_at, "save_at").reshape(-1)
+    times = check_parameter(save_at, "save_at").reshape(-1)
     low, high = min(t0, t1), max(t0, t1)
     slack = 1e-6 * (high - low)  # a float32 end may round to just outside
     if len(times) == 0 or not bool(((times >= low - slack) & (times <= high + slack)).all()):
@@ -252,7 +246,7 @@ def _custom(grid: Any, t0: float, t1: float) -> Tensor:
 
 def _own(grid: Any) -> Tensor:
     """Nodes as a float64 tensor of ours on the host."""
-    nodes = check_times(grid, "grid").clone()
+    nodes = check_parameter(grid, "grid")
     if nodes.ndim != 1 or len(nodes) < 2:
         raise ValueError(f"grid must be a 1-D sequence of at least 2 nodes, got shape {tuple(nodes.shape)}.")
     return nodes

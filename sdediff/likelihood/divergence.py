@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..autodiff import leaf, recording
+from ..checks import check_count
 
 Field = Callable[[Tensor], Tensor]
 """A vector field: x (B, *event) to a tensor of the same shape, row by row."""
@@ -104,7 +105,7 @@ class Hutchinson(Divergence):
     """
 
     def __init__(self, count: int = 1):
-        self.count = _positive("count", count)
+        self.count = check_count(count, "count")
 
     def probes(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Signs, (B, count, D)."""
@@ -128,7 +129,7 @@ class HutchPlusPlus(Divergence):
     """
 
     def __init__(self, rank: int = 4, count: int = 2):
-        self.rank, self.count = _positive("rank", rank), _positive("count", count)
+        self.rank, self.count = check_count(rank, "rank"), check_count(count, "count")
 
     def probes(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Signs, (B, rank + count, D): first those that span the subspace."""
@@ -155,9 +156,3 @@ def _signs(x: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     device = x.device if generator is None else generator.device
     bits = torch.randint(0, 2, shape, generator=generator, device=device)
     return (2 * bits - 1).to(x.device, x.dtype)
-
-
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} = {value!r} must be a whole number of at least 1.")
-    return value

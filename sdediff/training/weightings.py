@@ -11,14 +11,13 @@ https://arxiv.org/abs/2303.09556 (min-SNR); Karras et al. 2022, https://arxiv.or
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import float64
+from ..checks import check_positive, float64
 from ..score import Schedule, Score
 
 Weighting = Callable[[Score, Tensor], Tensor]
@@ -66,7 +65,7 @@ class MinSNR:
     """
 
     def __init__(self, gamma: float = 5.0):
-        self.gamma = _positive("gamma", gamma)
+        self.gamma = check_positive(gamma, "gamma")
 
     def __call__(self, score: Score, t: Tensor) -> Tensor:
         """The capped signal-to-noise ratio times the squared factor from the prediction to the data."""
@@ -82,7 +81,7 @@ class Karras:
     """
 
     def __init__(self, sigma_data: float):
-        self.sigma_data = _positive("sigma_data", sigma_data)
+        self.sigma_data = check_positive(sigma_data, "sigma_data")
 
     def __call__(self, score: Score, t: Tensor) -> Tensor:
         """1/c_out² times the squared factor from the prediction to the data."""
@@ -100,9 +99,3 @@ def _factor(score: Score, view: Callable[..., Tensor], t: Tensor) -> Tensor:
     alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
     one: Any = torch.ones_like(alpha)
     return view(one, torch.zeros_like(alpha), alpha, sigma)
-
-
-def _positive(name: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} = {value} must be positive.")
-    return float(value)
