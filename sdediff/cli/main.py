@@ -56,7 +56,7 @@ def root(
 
     \b
     Start here:
-      sdediff demo                               train on handwritten digits, sample in three ways; two minutes
+      sdediff demo                               train on handwritten digits, sample in four ways; two minutes
       sdediff compare -d ring -s Heun -s Scipy   solvers against an exact law
       sdediff verify -d moons -p VE              the Langevin identity and the duality
       sdediff verify my_sde.py:MySDE             a process of your own
