@@ -56,6 +56,8 @@ class SDE(ABC):
     t_max: float = 1.0
     direction: int = 1
     """+1: noise flows with rising t; -1: with falling t (a reversal); 0: an ODE, which runs both ways."""
+    described: str = "an SDE"
+    """What the error of a solver that requires this class calls it; a subclass without words of its own goes by its name."""
 
     @abstractmethod
     def f(self, x: Tensor, t: Tensor) -> Tensor:
@@ -184,6 +186,7 @@ class ODE(SDE):
     r"""An ordinary differential equation :math:`\dot x = f(x, t)`: an SDE without noise, solved either way."""
 
     direction = 0
+    described = "an ODE"
 
     def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         """No noise."""
@@ -294,6 +297,8 @@ class ProbabilityFlow(Reversal, ODE):
 class Linear(SDE):
     """A linear Gaussian process, as a solver that samples its transitions sees it."""
 
+    described = "a linear SDE"
+
     @abstractmethod
     def transition(self, s: Time, t: Time) -> Any:
         """The Gaussian kernel from s to a later t."""
@@ -309,6 +314,7 @@ class Kinetic(SDE):
     :math:`dq = v\,dt,\; m\,dv = (s(q, t) - \gamma v)\,dt + \sqrt{2\gamma}\,dW`, with states (B, 2d): q, then v.
     """
 
+    described = "underdamped Langevin dynamics such as Underdamped"
     position_score: Any
     """The force, s(q, t) of q's shape (B, d)."""
     mass: Tensor
@@ -324,6 +330,7 @@ class Semilinear(SDE):
     the score, whose ``data`` and ``noise`` predictions are the smooth part worth interpolating.
     """
 
+    described = "the reversal of a linear SDE"
     sde: Any  # a LinearSDE: Schedule with drift_coefficient, diffusion_coefficient, transition
     score: Any  # a Score
 
@@ -344,6 +351,7 @@ class CoupledSemilinear(SDE):
     ``split(x)`` and ``join(y, shape)`` take states apart and together.
     """
 
+    described = "the reversal of an affine SDE with matrix coefficients"
     sde: Any  # an AffineSDE
     score: Any  # a Score
 

@@ -472,6 +472,16 @@ def test_bad_processes_are_named(flow, starts):
         sd.solve(back, starts, solver=sd.EDMHeun(), steps=3)
     with pytest.raises(TypeError, match="needs the reversal of a linear SDE"):
         sd.solve(sd.OU(), starts, solver=sd.ExponentialAdams(), steps=3)
+    with pytest.raises(
+        TypeError, match="needs the reversal of an affine SDE with matrix coefficients, got LinearReverse"
+    ):
+        sd.solve(back, starts, solver=sd.CoupledMultistep(), steps=3)
+
+    class OnlyVP(sd.EulerMaruyama):
+        requires = sd.VP  # has no words of its own, and is no mere "linear SDE"
+
+    with pytest.raises(TypeError, match="OnlyVP needs a process of type VP, got EDM"):
+        sd.solve(sd.EDM(), starts, solver=OnlyVP(), steps=3)
     rf = sd.RectifiedFlow()
     process = rf.probability_flow(sd.ExactScore(rf, sd.densities.ring(8)))
     with pytest.raises(ValueError, match="infinite"):

@@ -73,8 +73,9 @@ class Method(ABC):  # noqa: B024 - step, prepare or integrate is what a kind of 
     def check(self, process: SDE) -> None:
         """Raise unless the process is of the kind this solver can take."""
         if not isinstance(process, self.requires):
+            kind = vars(self.requires).get("described", f"a process of type {self.requires.__name__}")
             raise TypeError(
-                f"{type(self).__name__} needs {_article(self.requires)}, got {type(process).__name__}"
+                f"{type(self).__name__} needs {kind}, got {type(process).__name__}"
                 + (f": {self.instead}." if self.instead else ".")
             )
 
@@ -129,15 +130,3 @@ class Trajectory:
     rejected: int | Tensor = 0
     nfe: Tensor | None = None
     """Evaluations per sample, where they differ."""
-
-
-def _article(kind: type) -> str:
-    name = kind.__name__
-    described = {
-        "SDE": "an SDE",
-        "ODE": "an ODE",
-        "Semilinear": "the reversal of a linear SDE",
-        "Linear": "a linear SDE",
-        "Kinetic": "underdamped Langevin dynamics such as Underdamped",
-    }
-    return described.get(name, f"a process of type {name}")
