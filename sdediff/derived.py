@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .affine.scales import CoupledGaussian
-from .diffusion import Dense, Diffusion
+from .diffusion import Diffusion
 from .gaussian import Gaussian
 from .linear import LinearSDE
 from .sde import HELD, SDE, Linear
@@ -248,24 +248,31 @@ class _Probe:
         states, times = self._pairs(x, t)
         return self.sde.drift(states, times).reshape(len(t), len(x), self.size).double()
 
-    def diffusion(self, x: Tensor, t: Tensor) -> Diffusion:
-        """g at every one of x (P, D) and t (T,), t varying slowest."""
-        return self.sde.diffusion(*self._pairs(x.to(t.device), t))
+    def diffusion(self, x: Tensor, t: Tensor) -> tuple[Diffusion, Tensor]:
+        """g at every one of x (P, D) and t (T,), t varying slowest, and those states in float64."""
+        states, times = self._pairs(x.to(t.device), t)
+        return self.sde.diffusion(states, times), states.double()
 
     def deviations(self, t: Tensor) -> Tensor:
-        """The entries of a diagonal g at t (T,): (T, D)."""
-        g = self.diffusion(torch.zeros(1, self.size, device=t.device), t)
-        if isinstance(g, Dense):  # a multiple of an orthogonal matrix, or orthogonal rows
-            return g.matrix.double().square().sum(2).sqrt().expand(len(t), self.size)
-        value = torch.as_tensor(g.value, dtype=torch.float64, device=t.device)
-        return value.expand(len(t), *self.event_shape).reshape(len(t), self.size)
+        """The entries of a diagonal g at t (T,), or the norms of the rows of a matrix: (T, D)."""
+        g, states = self._noise(t)
+        entries = g.entries(states).double()
+        return (entries if g.diagonal else entries.square().sum(2).sqrt()).reshape(len(t), self.size)
 
     def matrix(self, t: Tensor) -> Tensor:
         """g as a matrix (T, D, r)."""
-        g = self.diffusion(torch.zeros(1, self.size, device=t.device), t)
-        return (
-            g.matrix.double().expand(len(t), -1, -1) if isinstance(g, Dense) else torch.diag_embed(self.deviations(t))
-        )
+        g, states = self._noise(t)
+        return torch.diag_embed(self.deviations(t)) if g.diagonal else g.entries(states).double()
+
+    def mixes(self, t: Tensor) -> bool:
+        """Whether one noise drives several coordinates: the rows of g are not orthogonal."""
+        if self._noise(t)[0].diagonal:
+            return False
+        gram = self.matrix(t) @ self.matrix(t).mT
+        return not _small(gram - torch.diag_embed(torch.diagonal(gram, dim1=1, dim2=2)), gram)
+
+    def _noise(self, t: Tensor) -> tuple[Diffusion, Tensor]:
+        return self.diffusion(torch.zeros(1, self.size, device=t.device), t)
 
     def _pairs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         states = x.to(self.dtype).expand(len(t), *x.shape).reshape(-1, *self.event_shape)
@@ -277,15 +284,12 @@ def _derive(probe: _Probe) -> Linear:
     times = probe.sde.t_max * torch.tensor(_TIMES, dtype=torch.float64)
     with torch.no_grad():
         _check_affine(probe, times)
-        gram = _check_noise(probe, times)
+        _check_noise(probe, times)
         x = torch.randn(6, probe.size, generator=_generator(1), dtype=torch.float64)
         values = probe.drift(torch.cat([x.new_zeros(1, probe.size), x]), times)
         offset, y = values[:, 0], values[:, 1:] - values[:, :1]  # (T, D), (T, P, D)
-        if gram.ndim == 3:
-            variances = torch.diagonal(gram, dim1=1, dim2=2)
-            probe.dense = not _small(gram - torch.diag_embed(variances), gram)
-        else:
-            variances = gram  # (T, D)
+        variances = probe.deviations(times).square()  # (T, D)
+        probe.dense = probe.mixes(times)
         if not probe.dense:
             ratio = (y * x).sum((1, 2), keepdim=True) / x.square().sum()
             still = bool(offset.abs().max() <= 1e-12 * y.abs().max())
@@ -343,25 +347,17 @@ def _check_affine(probe: _Probe, times: Tensor) -> None:
     _judge(probe, times, sums, "drift")
 
 
-def _check_noise(probe: _Probe, times: Tensor) -> Tensor:
-    """The variances (T, D) of g, or its Gram matrices (T, D, D); that they are the same at random states."""
+def _check_noise(probe: _Probe, times: Tensor) -> None:
+    """g is the same at random states, and not 0."""
     u = torch.randn(4, probe.size, generator=_generator(2), dtype=torch.float64)
     x = torch.cat([u.new_zeros(1, probe.size), *(size * u for size in _SIZES)])
-    g, count = probe.diffusion(x, times), len(x)
-    if isinstance(g, Dense):
-        matrix = g.matrix.double().expand(len(times) * count, -1, -1).reshape(len(times), count, probe.size, -1)
-        value = matrix.reshape(len(times), count, -1)
-        first = matrix[:, 0]
-    else:
-        value = torch.as_tensor(g.value, dtype=torch.float64)
-        value = value.expand(len(times) * count, *probe.event_shape).reshape(len(times), count, probe.size)
-        first = value[:, 0]
+    g, states = probe.diffusion(x, times)
+    value = g.entries(states).double().reshape(len(times), len(x), -1)
     _judge(probe, times, [(value, value[:, :1].expand_as(value), x, value.abs())], "noise")
     if not bool(value.any()):
         raise ValueError(
             f"{type(probe.sde).__name__} has no noise, so x_t given x_0 has no density: solve it as an ODE."
         )
-    return first @ first.mT if isinstance(g, Dense) else first.square()
 
 
 def _judge(probe: _Probe, times: Tensor, comparisons: list[tuple[Tensor, Tensor, Tensor, Tensor]], what: str) -> None:

@@ -1,8 +1,9 @@
-r"""The two shapes of noise: :math:`G(x, t)\,dW` with a diagonal or a dense matrix :math:`G`.
+r"""Noise :math:`G(x, t)\,dW`, in one of three shapes: a diagonal, a matrix, or an operator given by what it does.
 
-Both answer the same questions, so nothing else in the package asks which of them it holds:
-``G @ z`` applies :math:`G`, ``G.gram(v)`` applies :math:`D = GG^\top`, ``c * G`` scales, ``G.noise_shape(x)`` is the
-shape of the noise that drives a state ``x``.
+All answer the same questions, so what uses noise need not ask which of them it holds: ``G @ z`` applies :math:`G`,
+``G.gram(v)`` applies :math:`D = GG^\top`, ``c * G`` scales, ``G.noise_shape(x)`` is the shape of the noise that drives a
+state ``x``, and the derivatives in x are ``G.gram_divergence(x)`` and ``G.correction(x)``. What a method needs of the noise
+it can take is said by two attributes, ``diagonal`` and ``additive``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +20,58 @@ from torch import Tensor
 from .autodiff import leaf, recording
 
 
+class Diffusion(ABC):
+    """What all noise answers, at the state ``x`` (B, *event) with D coordinates for which it was made."""
+
+    diagonal: ClassVar[bool] = False
+    """Whether it drives each coordinate by a noise of its own."""
+    additive: ClassVar[bool] = False
+    """Whether it ignores the state by its type; of the others ``requires_grad`` tells, and :meth:`correction`."""
+
+    @abstractmethod
+    def __matmul__(self, z: Tensor) -> Tensor:
+        """G z."""
+
+    @abstractmethod
+    def __rmul__(self, c: float | Tensor) -> Diffusion:
+        """c G, for a number or one number per sample."""
+
+    @abstractmethod
+    def gram(self, v: Tensor) -> Tensor:
+        r""":math:`GG^\top v`."""
+
+    @abstractmethod
+    def gram_matrix(self, x: Tensor) -> Tensor:
+        r""":math:`D = GG^\top` on flattened states, (B, D, D)."""
+
+    @abstractmethod
+    def entries(self, x: Tensor) -> Tensor:
+        """The numbers that it is made of, spread over the batch: of x's shape if diagonal, (B, d, m) for a matrix."""
+
+    @abstractmethod
+    def detached(self) -> Diffusion:
+        """The same without gradients."""
+
+    @property
+    @abstractmethod
+    def requires_grad(self) -> bool:
+        """True where it was made of something that wants a gradient."""
+
+    @abstractmethod
+    def noise_shape(self, x: Tensor) -> torch.Size:
+        """The shape of the noise that drives ``x``."""
+
+    @abstractmethod
+    def gram_divergence(self, x: Tensor) -> Tensor:
+        r""":math:`(\nabla\cdot D)_i = \sum_j\partial_jD_{ij}`, of x's shape."""
+
+    @abstractmethod
+    def correction(self, x: Tensor) -> Tensor:
+        r""":math:`\sum_{jk}G_{jk}\,\partial_jG_{ik}`, twice what parts Stratonovich's drift from Itô's, of x's shape."""
+
+
 @dataclass(frozen=True)
-class Diagonal:
+class Diagonal(Diffusion):
     """Diagonal noise.
 
     Args:
@@ -27,6 +79,7 @@ class Diagonal:
             of length 1 or equal to the state's.
     """
 
+    diagonal = True
     value: float | Tensor
 
     def __matmul__(self, z: Tensor) -> Tensor:
@@ -39,25 +92,42 @@ class Diagonal:
         r""":math:`GG^\top v`."""
         return v * (self.value * self.value)
 
+    def gram_matrix(self, x: Tensor) -> Tensor:
+        """The squares on the diagonal."""
+        return torch.diag_embed(self.entries(x).flatten(1).square())
+
+    def entries(self, x: Tensor) -> Tensor:
+        """The diagonal of G, of x's shape; a number in x's dtype, a tensor in its own."""
+        value = self.value
+        return (value if isinstance(value, Tensor) else x.new_tensor(value)).expand(x.shape)
+
+    def detached(self) -> Diagonal:
+        """The same without gradients."""
+        return Diagonal(self.value.detach()) if isinstance(self.value, Tensor) else self
+
     @property
     def requires_grad(self) -> bool:
         """True where it was made of something that wants a gradient."""
         return isinstance(self.value, Tensor) and self.value.requires_grad
 
     def noise_shape(self, x: Tensor) -> torch.Size:
-        """The shape of the noise that drives ``x``."""
+        """x's own shape."""
         return x.shape
 
     def gram_divergence(self, x: Tensor) -> Tensor:
-        r""":math:`(\nabla\cdot D)_i = \partial_i g_i^2`: the diagonal of the Jacobian, whatever else g depends on."""
+        r""":math:`\partial_i g_i^2`: the diagonal of the Jacobian, whatever else g depends on."""
         square = torch.as_tensor(self.value * self.value)
         if square.ndim == 0:  # a number, or a 0-d function of x summed over it, which no g may be
             return torch.zeros_like(x)
         return _jacobian_diagonal(square.expand(x.shape), x)
 
+    def correction(self, x: Tensor) -> Tensor:
+        r""":math:`g_i\,\partial_ig_i`."""
+        return 0.5 * self.gram_divergence(x)
+
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Diffusion):
     """Matrix noise for states of shape ``(B, d)``.
 
     Args:
@@ -78,56 +148,79 @@ class Dense:
         r""":math:`GG^\top v`."""
         return self @ (self.matrix.mT @ v.unsqueeze(-1)).squeeze(-1)
 
+    def gram_matrix(self, x: Tensor) -> Tensor:
+        r""":math:`GG^\top`, (B, d, d)."""
+        return (self.matrix @ self.matrix.mT).expand(len(x), -1, -1)
+
+    def entries(self, x: Tensor) -> Tensor:
+        """G, (B, d, m)."""
+        return self.matrix.expand(len(x), -1, -1)
+
+    def detached(self) -> Dense:
+        """The same without gradients."""
+        return Dense(self.matrix.detach())
+
     @property
     def requires_grad(self) -> bool:
         """True where it was made of something that wants a gradient."""
         return self.matrix.requires_grad
 
     def noise_shape(self, x: Tensor) -> torch.Size:
-        """The shape of the noise that drives ``x``."""
+        """(B, m)."""
         return torch.Size((x.shape[0], self.matrix.shape[-1]))
 
     def gram_divergence(self, x: Tensor) -> Tensor:
-        r""":math:`(\nabla\cdot D)_i = \sum_j \partial_j D_{ij}`."""
-        gram = (self.matrix @ self.matrix.mT).expand(x.shape[0], -1, -1)
+        r""":math:`\sum_j \partial_j D_{ij}`."""
+        gram = self.gram_matrix(x)
         columns = [_jacobian_diagonal(gram[:, i], x) for i in range(x.shape[1])]
         return torch.stack([c.sum(1) for c in columns], 1)
 
+    def correction(self, x: Tensor) -> Tensor:
+        """The sum of the columns of G, each differentiated along itself."""
+        total = torch.zeros_like(x)
+        if not self.requires_grad:
+            return total
+        for column in self.entries(x).unbind(-1):
+            # u -> J^T u is linear, and the derivative of <J^T u, v> by u is J v.
+            u = torch.zeros_like(x).requires_grad_()
+            (pulled,) = torch.autograd.grad(column, x, u, create_graph=True, allow_unused=True)
+            if pulled is not None and pulled.requires_grad:
+                (along,) = torch.autograd.grad(pulled, u, column, create_graph=True, allow_unused=True)
+                total = total if along is None else total + along
+        return total
 
-class Applied(ABC):
+
+class Applied(Diffusion):
     """Noise given by what it does, for structures that neither a diagonal nor a (d, m) matrix stores well.
 
-    It answers what :class:`Diagonal` and :class:`Dense` answer, and ignores the state.
+    It ignores the state, and hands out no entries.
     """
 
-    value: Tensor
-    """The numbers it is made of."""
+    additive = True
 
-    @abstractmethod
-    def __matmul__(self, z: Tensor) -> Tensor: ...
+    def gram_matrix(self, x: Tensor) -> Tensor:
+        """D column by column, from what it makes of unit states."""
+        units = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
+        return torch.stack([self.gram(unit.expand_as(x)).flatten(1) for unit in units], 2)
 
-    @abstractmethod
-    def __rmul__(self, c: float | Tensor) -> Applied: ...
+    def entries(self, x: Tensor) -> Tensor:
+        """None to hand out.
 
-    @abstractmethod
-    def gram(self, v: Tensor) -> Tensor:
-        r""":math:`GG^\top v`."""
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            f"This method wants the entries of the noise matrix, and {type(self).__name__} only applies it: use what needs "
+            "none, as EulerMaruyama and StochasticHeun do."
+        )
 
-    @property
-    @abstractmethod
-    def requires_grad(self) -> bool:
-        """True where it was made of something that wants a gradient."""
-
-    @abstractmethod
-    def noise_shape(self, x: Tensor) -> torch.Size:
-        """The shape of the noise that drives ``x``."""
-
-    @abstractmethod
     def gram_divergence(self, x: Tensor) -> Tensor:
-        r""":math:`\nabla\cdot(GG^\top)`."""
+        """0: the noise is additive."""
+        return torch.zeros_like(x)
 
-
-Diffusion = Diagonal | Dense | Applied
+    def correction(self, x: Tensor) -> Tensor:
+        """0: the noise is additive."""
+        return torch.zeros_like(x)
 
 
 def as_diffusion(g: object, x: Tensor, what: str) -> Diffusion:

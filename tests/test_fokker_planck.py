@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.sparse.linalg import expm_multiply
 
 import sdediff as sd
+from sdediff.affine.noise import BlockNoise
 from sdediff.verify.operator import fokker_planck as operator
 
 D = sd.densities
@@ -125,6 +126,34 @@ def test_without_noise_the_matrix_is_upwind():
 
 
 # ---- time ---------------------------------------------------------------------------------------------------------
+
+
+class Woven(sd.AffineSDE):
+    """Correlated noise of constant coefficients."""
+
+    def drift_matrix(self, t):
+        return torch.tensor([[-1.0, 0.5], [-0.5, -0.3]], dtype=torch.float64)
+
+    def diffusion_matrix(self, t):
+        return torch.tensor([[1.0, 0.3], [0.2, 0.8]], dtype=torch.float64)
+
+
+class WovenByAction(sd.SDE):
+    """The same noise, given by what it does to states."""
+
+    def f(self, x, t):
+        return Woven().f(x, t)
+
+    def g(self, x, t):
+        return BlockNoise(Woven(), Woven().diffusion_matrix(t).to(x)[None])
+
+
+def test_noise_given_by_what_it_does():
+    """Its matrix is that of its entries; noise taken for diagonal would lose the mixed derivatives."""
+    cells = sd.Cells((-3, -3), (3, 3), 12)
+    assert isinstance(Woven().diffusion(torch.zeros(1, 2), 0.5), sd.Dense)
+    matrix, action = (sd.FokkerPlanck(sde, cells).generator(0.5).toarray() for sde in (Woven(), WovenByAction()))
+    assert float(np.abs(matrix - action).max()) < 1e-12 * float(np.abs(matrix).max())
 
 
 def errors_of_steps(solver, start, exact):

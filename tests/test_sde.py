@@ -172,6 +172,50 @@ def test_tall_matrices():
     close(back.drift(x, 0.25), torch.sin(x) + 0.5 * (1 + 0.75**2) * 1.25**2 * (x @ G @ G.T), 1e-12)
 
 
+class Noises:
+    """One operator of each shape, at states x of the shape it needs."""
+
+    x = randn(3, 2, seed=1)
+    blur = sd.Blurring((2, 2))
+    image = randn(3, 2, 2, seed=2)
+    every = (
+        (sd.Diagonal(0.7), x),
+        (sd.Diagonal(torch.tensor(-0.7, dtype=torch.float64)), x),
+        (sd.Diagonal(randn(1, 2, 1, seed=3)), image),
+        (sd.Diagonal(randn(3, 2, seed=4)), x),
+        (sd.Dense(randn(1, 2, 3, seed=5)), x),
+        (sd.Dense(randn(3, 2, 2, seed=6)), x),
+        (blur.diffusion(image, 0.4), image),
+        (blur.diffusion(image, torch.tensor([0.2, 0.4, 0.6])), image),
+    )
+
+
+@pytest.mark.parametrize(("noise", "x"), Noises.every)
+def test_all_noise_answers_the_same_questions(noise, x):
+    """G column by column from what it does; all else it says is of this matrix."""
+    size = noise.noise_shape(x)[1:].numel()
+    units = torch.eye(size, dtype=x.dtype).reshape(size, 1, *noise.noise_shape(x)[1:])
+    matrix = torch.stack([(noise @ unit.expand(noise.noise_shape(x))).flatten(1) for unit in units], 2)  # (B, D, m)
+    gram = matrix @ matrix.mT
+    close(noise.gram_matrix(x), gram, 1e-13)
+    v = randn(*x.shape, seed=7)
+    close(noise.gram(v).flatten(1), (gram @ v.flatten(1).unsqueeze(2)).squeeze(2), 1e-13)
+    close((-2.0 * noise).gram_matrix(x), 4 * gram, 1e-13)
+    if noise.diagonal:
+        close(torch.diag_embed(noise.entries(x).flatten(1)), matrix, 0)
+    elif noise.additive:
+        with pytest.raises(TypeError, match="BlockNoise only applies it"):
+            noise.entries(x)
+    else:
+        close(noise.entries(x), matrix, 0)
+    assert not noise.correction(x).any() and not noise.gram_divergence(x).any()
+    learned = torch.ones((), dtype=x.dtype, requires_grad=True) * noise
+    assert learned.requires_grad and not learned.detached().requires_grad
+    close(learned.detached() @ units[0].expand(noise.noise_shape(x)), noise @ units[0].expand(noise.noise_shape(x)), 0)
+    twin = (2 * learned).gram_matrix(x)  # and the graph stays where it is wanted
+    assert twin.requires_grad and bool((twin != gram).any())
+
+
 # ---- the family ------------------------------------------------------------------------------------------------
 
 

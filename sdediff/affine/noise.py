@@ -38,10 +38,9 @@ class BlockNoise(Applied):
         y = self.sde.split(v)
         return self.sde.join(act(self.factor, act(self.factor.mT, y)), v.shape)
 
-    @property
-    def value(self) -> Tensor:  # type: ignore[override]
-        """L."""
-        return self.factor
+    def detached(self) -> BlockNoise:
+        """The same without gradients."""
+        return BlockNoise(self.sde, self.factor.detach())
 
     @property
     def requires_grad(self) -> bool:
@@ -51,7 +50,3 @@ class BlockNoise(Applied):
     def noise_shape(self, x: Tensor) -> torch.Size:
         """x's own shape."""
         return x.shape
-
-    def gram_divergence(self, x: Tensor) -> Tensor:
-        """0: the noise is additive."""
-        return torch.zeros_like(x)

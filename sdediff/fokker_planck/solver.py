@@ -34,7 +34,6 @@ from torch import Tensor
 
 from ..checks import check_count, check_number
 from ..densities import as_density
-from ..diffusion import Dense
 from ..errors import SolveError
 from ..grids import check_steps, saved_times
 from ..sde import SDE
@@ -181,7 +180,7 @@ class FokkerPlanck:
         with torch.no_grad():
             for x in self._centres.split(_BLOCK):
                 drifts.append(self.sde.drift(x, t) / widths)
-                grams.append(_gram(self.sde, x, t) / (widths * widths[:, None]))
+                grams.append(self.sde.diffusion(x, t).gram_matrix(x) / (widths * widths[:, None]))
         drift, gram = torch.cat(drifts), torch.cat(grams)
         for name, value in (("drift", drift), ("diffusion", gram)):
             bad = ~value.flatten(1).isfinite().all(1)
@@ -283,14 +282,6 @@ class _Walk:
     def _append(self, t: float, p: Array) -> None:
         self.ts.append(t)
         self.laws.append(p)
-
-
-def _gram(sde: SDE, x: Tensor, t: float) -> Tensor:
-    """D (B, d, d)."""
-    g = sde.diffusion(x, t)
-    if isinstance(g, Dense):
-        return (g.matrix @ g.matrix.mT).expand(len(x), -1, -1)
-    return torch.diag_embed(g.gram(torch.ones_like(x)))
 
 
 def _shared(first: Array, second: Array, mixed: Array) -> Array:

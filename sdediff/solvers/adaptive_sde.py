@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..brownian import BrownianPath
-from ..diffusion import Dense, Diffusion
+from ..diffusion import Diffusion
 from ..noise import Noise
 from ..sde import SDE, Semilinear
 from .base import Orders
@@ -105,7 +105,7 @@ class _Steps(Attempts):
                 "fixed-step solver, or seed=."
             )
         diffusion = samples.process.diffusion(x, t)
-        check = check_additive if isinstance(diffusion, Dense) else check_own
+        check = check_own if diffusion.diagonal else check_additive
         check(method, lambda at: samples.process.diffusion(at, t[0]), x)
         self.path = BridgedPath(noise, x, t, diffusion.noise_shape(x), samples)
         self.slope = torch.empty_like(x)

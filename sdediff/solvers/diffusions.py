@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..autodiff import leaf, recording
-from ..diffusion import Applied, Dense, Diagonal, Diffusion
+from ..diffusion import Diagonal, Diffusion
 from ..sde import SDE, Semilinear
 from .affine import check_coefficients
 
@@ -39,18 +39,13 @@ def _constant(diffusion: Diffusion, x: Tensor) -> Diffusion:
 
 
 def with_derivative(diffusion: DiffusionAt, x: Tensor) -> tuple[Diffusion, Tensor | None]:
-    r"""A diagonal diffusion that is its own, and :math:`\partial g_i/\partial x_i`; None where it ignores the state."""
+    r"""A diffusion that :func:`check_own` lets pass, and :math:`\partial g_i/\partial x_i`; None where it ignores the state."""
     keep = torch.is_grad_enabled()
     with recording():
         at = x if keep and x.requires_grad else leaf(x)
         g = diffusion(at)
-        if isinstance(g, Applied):  # which ignores the state
-            return g, None
-        assert isinstance(g, Diagonal)
-        derivative = _pulled(g.value, at, torch.ones_like(x), keep)
-    if keep or not isinstance(g.value, Tensor):
-        return g, derivative
-    return Diagonal(g.value.detach()), derivative
+        derivative = _pulled(g, at, torch.ones_like(x), keep)
+    return g if keep else g.detached(), derivative
 
 
 def with_correction(diffusion: DiffusionAt, x: Tensor) -> tuple[Diffusion, Tensor | None]:
@@ -59,31 +54,14 @@ def with_correction(diffusion: DiffusionAt, x: Tensor) -> tuple[Diffusion, Tenso
     with recording():
         at = x if keep and x.requires_grad else leaf(x)
         g = diffusion(at)
-        value = g.matrix if isinstance(g, Dense) else g.value
-        if not isinstance(value, Tensor) or value.ndim == 0 or not value.requires_grad:
+        if g.additive or not g.requires_grad:
             return g, None
-        # The divergence of G G^T is 2 g_i dg_i/dx_i where G is diagonal.
-        c = _along_itself(g.matrix, at) if isinstance(g, Dense) else 0.5 * g.gram_divergence(at)
-    if keep:
-        return g, c
-    return Dense(value.detach()) if isinstance(g, Dense) else Diagonal(value.detach()), c.detach()
-
-
-def _along_itself(matrix: Tensor, x: Tensor) -> Tensor:
-    """The sum of the columns of G (B, d, m), each differentiated along itself."""
-    total = torch.zeros_like(x)
-    for column in matrix.expand(len(x), -1, -1).unbind(-1):
-        # u -> J^T u is linear, and the derivative of <J^T u, v> by u is J v.
-        u = torch.zeros_like(x).requires_grad_()
-        (pulled,) = torch.autograd.grad(column, x, u, create_graph=True, allow_unused=True)
-        if pulled is not None and pulled.requires_grad:
-            (along,) = torch.autograd.grad(pulled, u, column, create_graph=True, allow_unused=True)
-            total = total if along is None else total + along
-    return total
+        c = g.correction(at)
+    return (g, c) if keep else (g.detached(), c.detach())
 
 
 def check_own(solver: object, diffusion: DiffusionAt, x: Tensor) -> None:
-    r"""Raise unless the diffusion is diagonal and its own at these states.
+    r"""Raise unless the diffusion is diagonal and its own at these states, or additive by its type.
 
     With J the Jacobian of g, :math:`J^\top v = (J^\top 1)\,v` for every v if J is diagonal, and for a random v only then.
 
@@ -95,13 +73,13 @@ def check_own(solver: object, diffusion: DiffusionAt, x: Tensor) -> None:
     with recording():
         at = leaf(x)
         g = diffusion(at)
-        if isinstance(g, Dense):
+        if not g.diagonal and not g.additive:
             raise TypeError(
-                f"{name} needs diagonal noise, and this process has Dense noise, a matrix of shape {tuple(g.matrix.shape)}: "
-                "use EulerMaruyama or StochasticHeun, or SRA1 if the matrix ignores the state."
+                f"{name} needs diagonal noise, and this process has {type(g).__name__} noise, a matrix of shape "
+                f"{tuple(g.entries(x).shape)}: use EulerMaruyama or StochasticHeun, or SRA1 if the matrix ignores the state."
             )
         v = _probe(x)
-        plain, seen = (_pulled(g.value, at, u, False) for u in (torch.ones_like(x), v))
+        plain, seen = (_pulled(g, at, u, False) for u in (torch.ones_like(x), v))
     if plain is None or seen is None or x.device.type == "meta":
         return
     size = torch.maximum(seen.abs(), (plain * v).abs()).amax(tuple(range(1, x.ndim)), keepdim=True)
@@ -122,8 +100,7 @@ def check_additive(solver: object, diffusion: DiffusionAt, x: Tensor) -> None:
     with recording():
         at = leaf(x)
         g = diffusion(at)
-        value = g.matrix if isinstance(g, Dense) else g.value
-        seen = _pulled(value, at, _probe(value), False) if isinstance(value, Tensor) else None
+        seen = None if g.additive else _pulled(g, at, _probe(g.entries(at)), False)
     if seen is not None and x.device.type != "meta" and bool(seen.any()):
         raise ValueError(
             f"{type(solver).__name__} needs additive noise, and the diffusion of this process depends on the state: use SRIW1 "
@@ -131,11 +108,12 @@ def check_additive(solver: object, diffusion: DiffusionAt, x: Tensor) -> None:
         )
 
 
-def _pulled(g: float | Tensor, x: Tensor, v: Tensor, keep: bool) -> Tensor | None:
-    """J^T v for the Jacobian J of g, spread to v's shape; None where g ignores x (as a 0-d g must)."""
-    if not isinstance(g, Tensor) or g.ndim == 0 or not g.requires_grad:
+def _pulled(g: Diffusion, x: Tensor, v: Tensor, keep: bool) -> Tensor | None:
+    """J^T v for the Jacobian J of g's entries, of v's shape; None where g ignores x."""
+    if g.additive or not g.requires_grad:
         return None
-    (pulled,) = torch.autograd.grad((g * v).sum(), x, create_graph=keep, retain_graph=True, allow_unused=True)
+    entries = g.entries(x)
+    (pulled,) = torch.autograd.grad((entries * v).sum(), x, create_graph=keep, retain_graph=True, allow_unused=True)
     return pulled
 
 
@@ -152,8 +130,7 @@ def _culprit(diffusion: DiffusionAt, x: Tensor, wrong: Tensor) -> str:
     with recording():
         at = leaf(x[row : row + 1])
         g = diffusion(at)
-        assert isinstance(g, Diagonal) and isinstance(g.value, Tensor)
-        for i, value in enumerate(g.value.expand(at.shape).flatten()):
+        for i, value in enumerate(g.entries(at).flatten()):
             (slope,) = torch.autograd.grad(value, at, retain_graph=True, allow_unused=True)
             if i != on and slope is not None and bool(slope.flatten()[on] != 0):
                 return f"here, in flattened coordinates, g_{i} depends on x_{on}"

@@ -15,7 +15,7 @@ import torch
 import torchsde
 from torch import Tensor
 
-from ..diffusion import Applied, Dense, Diffusion
+from ..diffusion import Diffusion
 from ..sde import SDE
 from .base import Integrator, Interval, Trajectory
 from .diffusions import check_own
@@ -89,12 +89,8 @@ class _System:
 
     def __init__(self, process: SDE, x: Tensor, diffusion: Diffusion, falling: bool):
         self.process, self.shape, self.sign = process, x.shape, -1.0 if falling else 1.0
-        if isinstance(diffusion, Applied):
-            raise TypeError(
-                "torchsde wants the entries of the noise matrix, and this process only applies it: use EulerMaruyama or "
-                "StochasticHeun."
-            )
-        self.noise_type = "general" if isinstance(diffusion, Dense) else "diagonal"
+        diffusion.entries(x)  # raises where there are none
+        self.noise_type = "diagonal" if diffusion.diagonal else "general"
         noise = diffusion.noise_shape(x)
         self.noise_size = (noise[0], noise.numel() // noise[0])
 
@@ -105,9 +101,8 @@ class _System:
     def g(self, s: Tensor, y: Tensor) -> Tensor:
         x = y.reshape(self.shape)
         diffusion = self.process.diffusion(x, self._time(s))
-        if isinstance(diffusion, Dense):
-            return diffusion.matrix.expand(x.shape[0], -1, -1)
-        return torch.as_tensor(diffusion.value, dtype=y.dtype, device=y.device).expand(x.shape).reshape(y.shape)
+        entries = diffusion.entries(x).to(y)
+        return entries.reshape(y.shape) if diffusion.diagonal else entries
 
     def _time(self, s: Tensor) -> Tensor:
         return (self.sign * s).double().clamp(0.0, self.process.t_max)
