@@ -216,6 +216,15 @@ def test_all_noise_answers_the_same_questions(noise, x):
     assert twin.requires_grad and bool((twin != gram).any())
 
 
+def test_corrections_of_noise_that_depends_on_the_state():
+    """Σ_jk G_jk ∂_j G_ik, one sample at a time with torch.func; g_i ∂_i g_i by hand where only the diagonal counts."""
+    x = randn(5, 2, seed=1).requires_grad_()
+    crossed = torch.exp(x) * x.flip(1)
+    close(sd.Diagonal(crossed).correction(x), crossed * crossed, 1e-13)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda point: matrix(point[None])[0]))(x)  # (B, i, k, j)
+    close(sd.Dense(matrix(x)).correction(x), torch.einsum("bjk,bikj->bi", matrix(x), jacobian), 1e-13)
+
+
 # ---- the family ------------------------------------------------------------------------------------------------
 
 
