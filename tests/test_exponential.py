@@ -173,6 +173,91 @@ def test_two_m_is_its_paper_formula(flow, starts):
     torch.testing.assert_close(got, x, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+@pytest.mark.parametrize("r", [0.5, 0.7])
+def test_two_s_is_its_paper_formula_and_seeds_2(flow, starts, r, eta):
+    """DPM-Solver++ 2S, algorithm 1 of its paper, with noise as the process has it; SEEDS-2 is the same solver."""
+    sde, score = flow.sde, flow.score
+    ell = 0.5 * sde.log_snr(0.6)
+    h, k, grid = 0.5 * sde.log_snr(0.4) - ell, 1 + eta**2, [0.6, 0.4]
+    m = sde.time_of(2 * (ell + r * h))
+    z = [starts.flip(0), starts.roll(1, 0)]
+
+    def reached(s, t, x, data, noise, step):
+        x = sde.sigma(t) / sde.sigma(s) * torch.exp(-(eta**2) * step) * x
+        return x - sde.alpha(t) * torch.expm1(-k * step) * data + noise
+
+    noise = sde.sigma(m) * torch.sqrt(-torch.expm1(-2 * eta**2 * r * h)) * z[0]
+    data = score.data(starts, 0.6)
+    mixed = (1 - 1 / (2 * r)) * data + 1 / (2 * r) * score.data(reached(0.6, m, starts, data, noise, r * h), m)
+    rest = (1 - r) * h
+    noise = sde.sigma(0.4) / sde.sigma(m) * torch.exp(-(eta**2) * rest) * noise
+    noise = noise + sde.sigma(0.4) * torch.sqrt(-torch.expm1(-2 * eta**2 * rest)) * z[1]
+    x = reached(0.6, 0.4, starts, mixed, noise, h)
+    for solver in (sd.DPMSolverPP2S(r), sd.SEEDS2(r)):
+        got = sd.solve(sde.reverse(score, eta), starts, solver=solver, grid=grid, noise=Given(*z)).x
+        torch.testing.assert_close(got, x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", [sd.DPMSolver3(), sd.DPMSolver3(0.25, 0.7)], ids=["thirds", "others"])
+def test_dpm_solver_3_is_its_paper_formula(flow, starts, solver):
+    """Algorithm 2 of its paper, written out, wherever the stages lie."""
+    (r1, _), (r2, _) = solver.stages
+    assert (r1, r2) in ((1 / 3, 2 / 3), (0.25, 0.7))
+    sde, (s, t) = flow.sde, torch.tensor([0.6, 0.4], dtype=F64)
+    ell = 0.5 * sde.log_snr(s)
+    h = 0.5 * sde.log_snr(t) - ell
+    s1, s2 = (sde.time_of(2 * (ell + r * h)) for r in (r1, r2))
+    noise, scale = flow.score.noise(starts, s), starts / sde.alpha(s)
+    u1 = sde.alpha(s1) * scale - sde.sigma(s1) * torch.expm1(r1 * h) * noise
+    d1 = flow.score.noise(u1, s1) - noise
+    u2 = sde.alpha(s2) * scale - sde.sigma(s2) * torch.expm1(r2 * h) * noise
+    u2 = u2 - sde.sigma(s2) * r2 / r1 * (torch.expm1(r2 * h) / (r2 * h) - 1) * d1
+    d2 = flow.score.noise(u2, s2) - noise
+    x = sde.alpha(t) * scale - sde.sigma(t) * torch.expm1(h) * noise
+    x = x - sde.sigma(t) / r2 * (torch.expm1(h) / h - 1) * d2
+    got = sd.solve(flow, starts, solver=solver, grid=[0.6, 0.4]).x
+    torch.testing.assert_close(got, x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("solver", [sd.SEEDS3(), sd.SEEDS3(0.25, 0.7)], ids=["thirds", "others"])
+def test_seeds_3_written_out(flow, starts, solver, eta):
+    """Stages and step from s on lines through two data predictions, each with all the noise drawn up to there.
+
+    The weight e^{-κv}, κ = 1 + η², of the prediction at a distance v from the end gives α_t(1 - e^{-κh}) in all, and
+    α_t(h - (1 - e^{-κh})/κ) per unit of slope.
+    """
+    (r1, _), (r2, _) = solver.stages
+    assert (r1, r2) in ((1 / 3, 2 / 3), (0.25, 0.7))
+    sde, score, k = flow.sde, flow.score, 1 + eta**2
+    ell = 0.5 * sde.log_snr(0.6)
+    h = 0.5 * sde.log_snr(0.4) - ell
+    u = [0.6, *(float(sde.time_of(2 * (ell + r * h))) for r in (r1, r2)), 0.4]
+    z = [starts.flip(0), starts.roll(1, 0), starts.flip(1)]
+    first = score.data(starts, 0.6)
+
+    def reached(i, slope, noise):
+        a = 0.5 * sde.log_snr(u[i]) - ell
+        x = sde.sigma(u[i]) / sde.sigma(0.6) * torch.exp(-(eta**2) * a) * starts + noise
+        return x + sde.alpha(u[i]) * (-torch.expm1(-k * a) * first + (a + torch.expm1(-k * a) / k) * slope)
+
+    def drawn(i, before):
+        a = 0.5 * (sde.log_snr(u[i]) - sde.log_snr(u[i - 1]))
+        carried = sde.sigma(u[i]) / sde.sigma(u[i - 1]) * torch.exp(-(eta**2) * a) * before
+        return carried + sde.sigma(u[i]) * torch.sqrt(-torch.expm1(-2 * eta**2 * a)) * z[i - 1]
+
+    n1 = drawn(1, torch.zeros_like(starts))
+    n2 = drawn(2, n1)
+    n3 = drawn(3, n2)
+    x1 = reached(1, 0.0, n1)
+    x2 = reached(2, (score.data(x1, u[1]) - first) / (r1 * h), n2)
+    x3 = reached(3, (score.data(x2, u[2]) - first) / (r2 * h), n3)
+    back = sde.reverse(score, eta)
+    got = sd.solve(back, starts, solver=solver, grid=[0.6, 0.4], noise=Given(*z)).x
+    torch.testing.assert_close(got, x3, rtol=0, atol=1e-9)
+
+
 def test_a_constant_prediction_is_carried_exactly_by_every_member():
     """With one data point the data prediction is constant: every member, at any step, follows the exact flow."""
     sde = sd.VP()

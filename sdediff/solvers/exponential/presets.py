@@ -74,6 +74,9 @@ class DPMSolver1(ExponentialMultistep):
 class DPMSolver2(ExponentialSingleStep):
     """DPM-Solver-2: two evaluations a step, noise prediction, order 2.
 
+    Args:
+        r: where the second evaluation lies, a fraction of the step in log(alpha/sigma).
+
     Source: Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithm 1.
     """
 
@@ -84,6 +87,9 @@ class DPMSolver2(ExponentialSingleStep):
 class DPMSolver3(ExponentialSingleStep):
     """DPM-Solver-3: three evaluations a step, noise prediction, order 3.
 
+    Args:
+        r1, r2: where the second and third evaluations lie, fractions of the step in log(alpha/sigma).
+
     Source: Lu et al. 2022, https://arxiv.org/abs/2206.00927, algorithm 2.
     """
 
@@ -92,7 +98,10 @@ class DPMSolver3(ExponentialSingleStep):
 
 
 class DPMSolverPP2S(ExponentialSingleStep):
-    """DPM-Solver++ 2S: two evaluations a step, data prediction, order 2.
+    """DPM-Solver++ 2S: two evaluations a step, data prediction, order 2. On a reversal with noise it is :class:`SEEDS2`.
+
+    Args:
+        r: where the second evaluation lies, a fraction of the step in log(alpha/sigma).
 
     Source: Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 1.
     """
@@ -187,18 +196,20 @@ class SASolver(ExponentialMultistep):
         super().__init__(order, corrector=Polynomial(in_log_snr), stochasticity=stochasticity)
 
 
-class SEEDS2(ExponentialSingleStep):
+class SEEDS2(DPMSolverPP2S):
     """SEEDS-2: two evaluations a step with the noise of both stages on one path, noise-free part of order 2.
+
+    This is :class:`DPMSolverPP2S`, which leaves the noise to the process, by the name it has on a reversal with noise.
 
     Source: Gonzalez et al. 2023, https://arxiv.org/abs/2305.14267.
     """
 
-    def __init__(self, r: float = 0.5):
-        super().__init__([(r, [0])], [0, 1], 2, rule=Midpoint())
-
 
 class SEEDS3(ExponentialSingleStep):
     """SEEDS-3: three evaluations a step, noise of all stages on one path, noise-free part of order 3.
+
+    Args:
+        r1, r2: where the second and third evaluations lie, fractions of the step in log(alpha/sigma).
 
     Source: Gonzalez et al. 2023, https://arxiv.org/abs/2305.14267.
     """
