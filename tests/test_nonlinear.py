@@ -393,3 +393,11 @@ def test_processes_are_plain_objects():
         again = pickle.loads(pickle.dumps(copy.deepcopy(sde)))
         assert vars(again) == vars(sde)
         assert not hasattr(sde, "alpha")
+
+
+def test_whatever_a_linear_process_has_beyond_an_sde_is_refused_with_a_cure():
+    """Read from LinearSDE itself, so that a method added there is known here."""
+    for name in ("alpha_rate", "sigma_rate", "drift_coefficient", "steps", "posterior", "reaches_pure_noise"):
+        assert hasattr(sd.VP(), name)
+        with pytest.raises(AttributeError, match=rf"CIR has no {name}: its kernel is not Gaussian"):
+            getattr(CIR, name)

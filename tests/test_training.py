@@ -22,6 +22,7 @@ from torch import nn
 import sdediff as sd
 from sdediff import training as tr
 from sdediff.data import check_data
+from sdediff.training.describe import describe, rebuild
 from sdediff.training.order import Order, split
 from sdediff.training.tensors import digest
 
@@ -684,7 +685,14 @@ def tampered(path, change):
 
 
 @pytest.mark.parametrize(
-    "name", ["canary:Trap", "sdediff.training.describe:importlib", "sdediff.checks:check_state", "sdediff.none:Such"]
+    "name",
+    [
+        "canary:Trap",
+        "sdediff.training.describe:importlib",
+        "sdediff.checks:check_state",
+        "sdediff.none:Such",
+        "sdediff.predictions:Tensor",
+    ],
 )
 def test_a_file_chooses_no_code(name, tmp_path, monkeypatch):
     (tmp_path / "canary.py").write_text("import torch\nclass Trap(torch.nn.Module): pass\n")
@@ -695,6 +703,14 @@ def test_a_file_chooses_no_code(name, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"Only classes of|not to be trusted|has no"):
         tr.load(path)
     assert "canary" not in sys.modules
+
+
+def test_a_class_that_moved_within_the_package_is_found_at_its_old_place():
+    """Files of before the split of ``nonlinear`` name its classes there."""
+    said = describe(sd.CIR(kappa=2.0))
+    assert said["class"] == "sdediff.nonlinear.processes:CIR"
+    again = rebuild(said | {"class": "sdediff.nonlinear:CIR"}, {})
+    assert vars(again) == vars(sd.CIR(kappa=2.0))
 
 
 def test_damage_is_seen_wherever_it_is(tmp_path):

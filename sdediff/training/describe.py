@@ -76,7 +76,9 @@ def _class(path: str, name: str) -> type:
         cls = getattr(importlib.import_module(module), qualified)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"This version of {_PACKAGE} has no {path}: {_cure(name)}.") from error
-    if not (isinstance(cls, type) and issubclass(cls, (SDE, nn.Module)) and cls.__module__ == module):
+    # A class may move within the package, so its old place will do too; what it lies in must be this package.
+    own = isinstance(cls, type) and cls.__module__.split(".")[0] == _PACKAGE
+    if not (own and issubclass(cls, (SDE, nn.Module))):
         raise ValueError(f"{path} is neither a process nor a module of {_PACKAGE}: the file is not to be trusted.")
     return cls
 
