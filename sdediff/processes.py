@@ -160,10 +160,6 @@ class CosineVP(LinearSDE):
         difference = torch.sin(self._rate * t) * torch.sin(self._rate * t + 2 * self._phase)
         return difference / math.cos(self._phase) ** 2
 
-    def sigma(self, t: Time) -> Tensor:
-        """The standard deviation."""
-        return torch.sqrt(self.variance(float64(t))).to(time_dtype(t))
-
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """(log alpha)'."""
         return -self._rate / torch.tan(self._rate * (1 - t))
