@@ -118,16 +118,6 @@ class LinearSDE(Linear):
         r""":math:`\sigma'(t)`."""
         return derivative(lambda u: self.sigma(u), float64(t)).to(time_dtype(t))
 
-    def time_of(self, log_snr: Time) -> Tensor:
-        """The time at which ``log_snr(t)`` has this value, by bisection in float64; clipped to [0, t_max]."""
-        target = float64(log_snr)
-        low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
-        for _ in range(100):
-            middle = 0.5 * (low + high)
-            above = self.log_snr(middle) > target  # the signal-to-noise ratio falls with t
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        return (0.5 * (low + high)).to(time_dtype(log_snr))
-
     @cached_property
     def _kernel(self) -> LinearKernel:
         return LinearKernel(self.drift_coefficient, self.diffusion_coefficient, self.t_max)

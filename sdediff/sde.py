@@ -22,10 +22,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from .autodiff import usable
-from .checks import Time, as_time, check_like, check_state, float64
+from .checks import Time, as_time, check_like, check_state, float64, time_dtype
 from .diffusion import Diagonal, Diffusion, as_diffusion, gram_divergence
 from .score import Given, Score, as_score
 
@@ -298,6 +299,20 @@ class Linear(SDE):
     """A linear Gaussian process, as a solver that samples its transitions sees it."""
 
     described = "a linear SDE"
+
+    @abstractmethod
+    def log_snr(self, t: Time) -> Tensor:
+        r"""The log signal-to-noise ratio :math:`2\ell(t)`, which falls with t."""
+
+    def time_of(self, log_snr: Time) -> Tensor:
+        """The time at which ``log_snr(t)`` has this value, by bisection in float64; clipped to [0, t_max]."""
+        target = float64(log_snr)
+        low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
+        for _ in range(100):  # until rounding, for times down to 2^-47 t_max
+            middle = 0.5 * (low + high)
+            above = self.log_snr(middle) > target
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return (0.5 * (low + high)).to(time_dtype(log_snr))
 
     @abstractmethod
     def transition(self, s: Time, t: Time) -> Any:

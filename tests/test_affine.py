@@ -349,6 +349,9 @@ def test_time_of_inverts_the_log_snr():
     cld = sd.CLD()
     t = torch.tensor([0.01, 0.3, 0.9], dtype=F64)
     torch.testing.assert_close(cld.time_of(cld.log_snr(t)), t, rtol=1e-10, atol=1e-12)
+    early = tensor([1e-14, 1e-9])  # relative to t, not to t_max, as for processes with one scale
+    for sde in (Pairs(), sd.VP()):
+        torch.testing.assert_close(sde.time_of(sde.log_snr(early)), early, rtol=1e-12, atol=0)
     assert (cld.log_snr(torch.linspace(0.001, 1, 50, dtype=F64)).diff() < 0).all()
     assert cld.log_snr(0.0) == math.inf
 

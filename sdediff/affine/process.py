@@ -247,16 +247,6 @@ class AffineSDE(Linear):
         ratio = 2 * log_det(kernel.scale) - log_det(kernel.covariance)
         return (ratio.mean(-1) / kernel.scale.shape[-1]).reshape(t64.shape).to(time_dtype(t))
 
-    def time_of(self, log_snr: Time) -> Tensor:
-        """The time at which ``log_snr(t)`` has this value, by bisection in float64; clipped to [0, t_max]."""
-        target = float64(log_snr)
-        low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
-        for _ in range(60):
-            middle = 0.5 * (low + high)
-            above = self.log_snr(middle) > target
-            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        return (0.5 * (low + high)).to(time_dtype(log_snr))
-
     def posterior(self, density: Density, x: Tensor, t: Tensor) -> CarriedMixture:
         """What is known of data from ``density`` when x_t = x (B, *event)."""
         return CarriedMixture(density, x, self.scales(t))
