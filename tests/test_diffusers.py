@@ -6,14 +6,13 @@ variance preserving, x = y / sqrt(1 + level²), with y in the frame of EDM.
 
 from __future__ import annotations
 
+import diffusers
 import pytest
 import torch
 
 import sdediff as sd
 from sdediff.noise import Noise, Stream
 from sdediff.solvers.exponential import ExponentialMultistep, HeldNoise, Midpoint, in_log_snr
-
-diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'sdediff[diffusers]'")
 
 F64 = torch.float64
 STEPS = 20

@@ -254,8 +254,6 @@ SOLVERS = [sd.Tsitouras, sd.DormandPrince, sd.TorchDiffEq]
 
 
 def made(solver, **kw):
-    if solver is sd.TorchDiffEq:
-        pytest.importorskip("torchdiffeq", reason="torchdiffeq is not installed (extra [bench] or [dev])")
     return solver(rtol=1e-9, atol=1e-9, **kw)
 
 

@@ -276,7 +276,6 @@ def test_wasserstein_against_scipy_translations_and_plans_by_hand():
 
 
 def test_wasserstein_of_unequal_sizes():
-    pytest.importorskip("ot")
     x, y = normal(40, 1, 0), normal(25, 1, 1, 0.5)
     exact = stats.wasserstein_distance(x[:, 0].numpy(), y[:, 0].numpy())
     assert m.wasserstein(x, y, order=1) == pytest.approx(exact, rel=1e-10)

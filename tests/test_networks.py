@@ -176,7 +176,8 @@ def test_refusals_say_the_cure():
 
 
 def diffusers_unet(classes=None):
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install 'sdediff[diffusers]'")
+    import diffusers  # slow to import, and needed here alone
+
     torch.manual_seed(0)
     return diffusers.UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
