@@ -347,8 +347,9 @@ def test_float32():
     out = sd.solve(flow, x, solver=sd.Tsitouras(), t0=1.0, t1=0.0)
     assert out.x.dtype == torch.float32
     assert float((out.x - transported(x, 1.0, 0.0)).abs().max()) < 5e-5
-    with pytest.warns(UserWarning, match="finer than a torch.float32"):
+    with pytest.warns(UserWarning, match="finer than a torch.float32") as caught:
         sd.solve(flow, x, solver=sd.Tsitouras(rtol=1e-8), t0=1.0, t1=0.9)
+    assert caught[0].filename == __file__  # the line that called solve
 
 
 # ---- how it fails -----------------------------------------------------------------------------------------------------------

@@ -389,7 +389,8 @@ def test_solvers_and_processes(process, solver, error, message):
         (lambda: sd.Scipy("RK54"), ValueError, "method = 'RK54' is none of solve_ivp's: RK45, RK23"),
         (lambda: sd.Scipy(rtol=0.0), ValueError, "rtol = 0.0 must be positive"),
         (lambda: sd.Scipy(atol=-1.0), ValueError, "atol = -1.0 must be positive"),
-        (lambda: sd.Scipy(max_evaluations=0), ValueError, "max_evaluations = 0 must be at least 1"),
+        (lambda: sd.Scipy(max_evaluations=0), ValueError, "max_evaluations = 0: ask for a positive whole number"),
+        (lambda: sd.Scipy(max_evaluations=2.5), TypeError, "max_evaluations must be a positive whole number, got 2.5"),
         (lambda: sd.TorchSDE("heun"), ValueError, "method = 'heun' is none of torchsde's Itô methods: euler, milstein"),
         (
             lambda: solve(FLOW, solver=SCIPY, differentiable=True),

@@ -124,8 +124,11 @@ def test_single_precision():
         sd.solve(FLOW, x, solver=sd.Scipy(rtol=1e-10, atol=1e-10), t1=0.01)
     assert out.x.dtype == torch.float32
     assert float((out.x.double() - transported(x, 1.0, 0.01)).abs().max()) < 1e-4
-    with pytest.warns(UserWarning, match=r"finer than a torch.float32 drift can tell.*rtol, atol >= 1e-6 or a float64"):
+    with pytest.warns(
+        UserWarning, match=r"finer than a torch.float32 drift can tell.*rtol, atol >= 1e-6 or a float64"
+    ) as caught:
         sd.solve(FLOW, x.float(), solver=sd.Scipy(rtol=1e-8), t1=0.1)
+    assert caught[0].filename == __file__  # the line that called solve
 
 
 def test_evaluations_are_bounded():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 
 import pytest
 import torch
@@ -85,6 +86,12 @@ def test_float32_and_accuracy_on_the_ring():
         out = sd.solve(flow, x.to(dtype), solver=sd.TorchDiffEq(rtol=1e-5, atol=1e-5), t0=1.0, t1=1e-3)
         assert out.x.dtype == dtype
         assert float((out.x.double() - exact).norm(dim=1).median()) < 1e-4
+    with pytest.warns(UserWarning, match=r"finer than a torch.float32 drift can tell.*rtol, atol >= 1e-6") as caught:
+        sd.solve(flow, x.float(), solver=sd.TorchDiffEq(rtol=1e-7, atol=1e-5), t0=1.0, t1=0.9)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sd.solve(flow, x, solver=sd.TorchDiffEq(rtol=1e-7, atol=1e-5), t0=1.0, t1=0.9)
 
 
 class Plain(sd.ODE):
@@ -127,7 +134,7 @@ def test_what_it_refuses(monkeypatch):
     sde = sd.VP()
     with pytest.raises(ValueError, match="fixed steps use RK4"):
         sd.TorchDiffEq("rk4")
-    for bad in ({"rtol": 0.0}, {"atol": -1.0}, {"max_evaluations": 0}):
+    for bad in ({"rtol": 0.0}, {"atol": -1.0}, {"rtol": math.inf}, {"atol": math.nan}, {"max_evaluations": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             sd.TorchDiffEq(**bad)
     with pytest.raises(TypeError, match="TorchSDE for an SDE"):

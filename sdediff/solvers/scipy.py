@@ -5,7 +5,6 @@ The whole batch is one system for SciPy: its step size is shared, so results dep
 
 from __future__ import annotations
 
-import warnings
 from itertools import pairwise
 from typing import Any
 
@@ -15,9 +14,11 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, SolveError
+from ..checks import check_count
+from ..errors import SolveError
 from ..sde import ODE, SDE
 from .base import Integrator, Interval, Trajectory
+from .bounded import BoundedDrift, check_tolerances, warn_if_too_fine
 
 
 class Scipy(Integrator):
@@ -43,23 +44,15 @@ class Scipy(Integrator):
         known = ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA")
         if isinstance(method, str) and method not in known:
             raise ValueError(f"method = {method!r} is none of solve_ivp's: {', '.join(known)}.")
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            if not (isinstance(value, (int, float)) and value > 0):
-                raise ValueError(f"{name} = {value!r} must be positive.")
-        if max_evaluations < 1:
-            raise ValueError(f"max_evaluations = {max_evaluations} must be at least 1.")
-        self.method, self.rtol, self.atol, self.max_evaluations = method, rtol, atol, max_evaluations
+        self.method = method
+        self.rtol, self.atol = check_tolerances(rtol, atol)
+        self.max_evaluations = check_count(max_evaluations, "max_evaluations")
 
     def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:
         """Solves from one wanted time to the next, landing on each."""
         if interval.differentiable:
             raise ValueError("SciPy keeps no graph: for gradients use RK4 or Heun with differentiable=True.")
-        if x.dtype != torch.float64 and min(self.rtol, self.atol) < 1e-6:
-            warnings.warn(
-                f"A tolerance of {min(self.rtol, self.atol):g} is finer than a {x.dtype} drift can tell and costs evaluations "
-                "for nothing: use rtol, atol >= 1e-6 or a float64 state.",
-                stacklevel=4,
-            )
+        warn_if_too_fine(self.rtol, self.atol, x)
         drift = _Drift(process, x, self.max_evaluations)
         states, y, steps = [x], x.detach().to("cpu", torch.float64).reshape(-1).numpy(), 0
         times = interval.times.tolist()
@@ -73,9 +66,8 @@ class Scipy(Integrator):
                     f"SciPy's {self.method} stopped at t = {result.t[-1]:g} before t = {t:g}: {result.message} Loosen rtol "
                     "and atol, or end the solve further from t = 0."
                 )
-            drift.check(y, t)
             steps += len(result.t) - 1
-            states.append(torch.from_numpy(y.copy()).reshape(x.shape).to(x.device, x.dtype))
+            states.append(drift.check(drift.state(y.copy()), t))
         return Trajectory(states, steps=steps)
 
     def _structure(self, x: Tensor) -> dict[str, Any]:
@@ -88,31 +80,17 @@ class Scipy(Integrator):
         return {}
 
 
-class _Drift:
-    """The drift as SciPy wants it: f(t, y) on flat float64 arrays, bounded and checked."""
+class _Drift(BoundedDrift):
+    """The drift as SciPy wants it: f(t, y) on flat float64 arrays."""
 
     def __init__(self, process: SDE, x: Tensor, most: int):
-        self.process, self.x, self.left, self.most = process, x, most, most
+        super().__init__(process, most)
+        self.x = x
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
-        if self.left == 0:
-            raise SolveError(
-                f"The solve reached max_evaluations = {self.most} at t = {t:g}: loosen the tolerances or raise the bound."
-            )
-        self.left -= 1
-        state = torch.from_numpy(y).reshape(self.x.shape).to(self.x.device, self.x.dtype)
-        slope = self.process.drift(state, t).detach().to("cpu", torch.float64).reshape(-1).numpy()
-        self.check(slope, t)
-        return slope
+        slope = self.evaluate(self.state(y), float(t))
+        return slope.detach().to("cpu", torch.float64).reshape(-1).numpy()
 
-    def check(self, values: np.ndarray, t: float) -> None:
-        if not np.isfinite(values).all():
-            rows = np.flatnonzero(~np.isfinite(values.reshape(self.x.shape[0], -1)).all(1)).tolist()
-            raise NonFiniteError(
-                f"The drift is NaN or infinite at t = {t:g} for {len(rows)} of {self.x.shape[0]} samples (first: "
-                f"{rows[:5]}). Check the score there, or end the solve further from t = 0.",
-                step=None,
-                t=float(t),
-                samples=rows,
-                state=None,
-            )
+    def state(self, y: np.ndarray) -> Tensor:
+        """A flat array as a state, not copied if that can be helped."""
+        return torch.from_numpy(y).reshape(self.x.shape).to(self.x.device, self.x.dtype)

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import NonFiniteError, SolveError
+from ..checks import check_count
+from ..errors import SolveError
 from ..sde import ODE, SDE
 from .adaptive import first_length
 from .base import Integrator, Interval, Orders, Trajectory
+from .bounded import BoundedDrift, check_tolerances, warn_if_too_fine
 from .learned import adjoint_parameters
 
 _ORDERS = {"dopri5": 5.0, "dopri8": 8.0, "bosh3": 3.0, "fehlberg2": 2.0, "adaptive_heun": 2.0}
@@ -61,17 +63,14 @@ class TorchDiffEq(Integrator):
                 f"method = {method!r} is none of torchdiffeq's adaptive methods: {', '.join(_ORDERS)}. For fixed steps use "
                 "RK4 or Heun."
             )
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            if not (isinstance(value, (int, float)) and value > 0):
-                raise ValueError(f"{name} = {value!r} must be positive.")
-        if max_evaluations < 1:
-            raise ValueError(f"max_evaluations = {max_evaluations} must be at least 1.")
-        self.method, self.rtol, self.atol = method, rtol, atol
-        self.adjoint, self.max_evaluations = adjoint, max_evaluations
+        self.method, self.adjoint = method, adjoint
+        self.rtol, self.atol = check_tolerances(rtol, atol)
+        self.max_evaluations = check_count(max_evaluations, "max_evaluations")
 
     def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:
         """One call of torchdiffeq from each wanted time to the next."""
         torchdiffeq = _imported()
+        warn_if_too_fine(self.rtol, self.atol, x)
         drift = _Drift(process, x, interval.times, self.max_evaluations)
         times = interval.times.to(x.device)
         adjoint = self.adjoint and interval.differentiable
@@ -109,11 +108,13 @@ class TorchDiffEq(Integrator):
         return guesses.min()
 
 
-class _Drift:
-    """The drift as torchdiffeq wants it, f(t, y); bounded, checked, and counting the steps."""
+class _Drift(BoundedDrift):
+    """The drift as torchdiffeq wants it, f(t, y); counts the steps."""
+
+    steps: int
 
     def __init__(self, process: SDE, x: Tensor, times: Tensor, most: int):
-        self.process, self.most, self.left = process, most, most
+        super().__init__(process, most)
         self.low, self.high = float(times.min()), float(times.max())
         self.steps = self.rejected = 0
         self.latest = float(times[0])
@@ -121,24 +122,7 @@ class _Drift:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         t = t.detach().double().clamp(self.low, self.high)  # its guess of the first step may reach beyond
         self.latest = float(t)
-        if self.left == 0:
-            raise SolveError(
-                f"The solve reached max_evaluations = {self.most} at t = {self.latest:g}: loosen the tolerances or raise the "
-                "bound."
-            )
-        self.left -= 1
-        slope = self.process.drift(y, t)
-        if not bool(torch.isfinite(slope).all()):
-            rows = torch.nonzero(~torch.isfinite(slope).reshape(len(y), -1).all(1)).flatten().tolist()
-            raise NonFiniteError(
-                f"The drift is NaN or infinite at t = {self.latest:g} for {len(rows)} of {len(y)} samples (first: {rows[:5]}). "
-                "Check the score there, or end the solve further from t = 0.",
-                step=self.steps,
-                t=self.latest,
-                samples=rows,
-                state=None,
-            )
-        return slope
+        return self.evaluate(y, t)
 
     def callback_accept_step(self, t: Tensor, y: Tensor, dt: Tensor) -> None:
         self.steps += 1

@@ -17,7 +17,6 @@ Wanner, part I, chapter II.4 (norms, limits).
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +25,12 @@ import torch
 from torch import Tensor
 
 from .. import counting
-from ..checks import float64
+from ..checks import check_count, float64
 from ..errors import NonFiniteError, SolveError
 from ..noise import Noise
 from ..sde import SDE
 from .base import Integrator, Interval, Trajectory
+from .bounded import check_tolerances, warn_if_too_fine
 from .checkpointed import Tape
 
 Drift = Callable[[Tensor, Tensor], Tensor]
@@ -74,6 +74,7 @@ class Adaptive(Integrator):
     grows as the root of their number. The steps themselves are held constant: no gradient flows through their sizes.
 
     Raises:
+        TypeError: ``max_steps`` is no whole number.
         ValueError: a tolerance or ``max_steps`` is not positive.
         SolveError: a sample did not arrive within ``max_steps``, or its step became too small to move its clock.
         NonFiniteError: a sample's step comes out NaN or infinite, however small.
@@ -82,12 +83,8 @@ class Adaptive(Integrator):
     controller: Controller
 
     def __init__(self, *, rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 10_000):
-        for name, value in (("rtol", rtol), ("atol", atol)):
-            if not (isinstance(value, (int, float)) and 0 < value < float("inf")):
-                raise ValueError(f"{name} = {value!r} must be positive.")
-        if not isinstance(max_steps, int) or max_steps < 1:
-            raise ValueError(f"max_steps = {max_steps!r} must be a whole number of at least 1.")
-        self.rtol, self.atol, self.max_steps = float(rtol), float(atol), max_steps
+        self.rtol, self.atol = check_tolerances(rtol, atol)
+        self.max_steps = check_count(max_steps, "max_steps")
 
     @abstractmethod
     def open(self, samples: Samples, x: Tensor, t: Tensor, noise: Noise) -> Attempts:
@@ -103,12 +100,7 @@ class Adaptive(Integrator):
 
     def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:
         """Walks each sample from wanted time to wanted time."""
-        if x.dtype != torch.float64 and min(self.rtol, self.atol) < 1e-6:
-            warnings.warn(
-                f"A tolerance of {min(self.rtol, self.atol):g} is finer than a {x.dtype} state can tell and costs evaluations "
-                "for nothing: use rtol, atol >= 1e-6 or a float64 state.",
-                stacklevel=4,
-            )
+        warn_if_too_fine(self.rtol, self.atol, x)
         with torch.no_grad():
             walk = Walk(self, process, x.detach(), interval)
             walk.run()
