@@ -127,9 +127,6 @@ class _SeededStream(Stream):
             self.waiting.extend(self._draw((self.steps, *self.shape)).unbind()[::-1])
         return self.waiting.pop()
 
-    def unit(self, s: float, t: float, shape: torch.Size | None = None) -> Tensor:
-        return self.normal(shape)
-
     def _draw(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=self.dtype)
 

@@ -807,7 +807,8 @@ def test_heun_takes_any_noise(kind, sign):
 def test_bad_tableaus():
     good = {name: getattr(sd.SRIW1().tableau, name) for name in ("a", "b", "alpha", "c1", "beta", "a1", "b1")}
     for change, message in (
-        ({"alpha": [0.5, 0.6]}, "alpha sum to 1.1"),
+        ({"alpha": [0.5, 0.6]}, "alpha sum to 1.1; a consistent method needs 1"),
+        ({"beta": [[0, 0.5, 0, 0], *[[0] * 4] * 3]}, "beta 1 sum to 0.5"),
         ({"a": [[1], [1]]}, "a is not explicit"),
         ({"b1": [[], [1]]}, "b1 has 2 rows; it needs 4"),
         ({"beta": [[1, 0, 0, 0]] * 3}, "four rows of 4"),

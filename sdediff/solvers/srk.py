@@ -75,9 +75,9 @@ class Tableau:
             raise ValueError(
                 "beta 2 and beta 4 belong to a g that depends on the state: give a1 and b1, or set them to 0."
             )
-        for name, row, total in zip(("alpha", "beta 1"), (self.alpha, self.beta[0]), (1, 1), strict=True):
-            if abs(sum(row) - total) > 1e-12:
-                raise ValueError(f"The weights {name} sum to {sum(row):g}; a consistent method needs {total}.")
+        for name, row in (("alpha", self.alpha), ("beta 1", self.beta[0])):
+            if abs(sum(row) - 1) > 1e-12:
+                raise ValueError(f"The weights {name} sum to {sum(row):g}; a consistent method needs 1.")
 
     @property
     def additive(self) -> bool:
