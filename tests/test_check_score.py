@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sdediff as sd
+from sdediff.verify import report as report_of
 from sdediff.verify.stein import Perturbed, Terms, Waves, terms
 
 D = sd.densities
@@ -229,13 +230,41 @@ def test_a_learned_score_with_and_without_the_law(learned):
     assert tolerant.passed  # what one can live with is for the user to say
 
 
-def test_figures_and_json(learned):
-    for report in (check(learned, n=500), sd.verify.check_score(learned, VP, data=HELD_OUT, n=600)):
-        figure = report.plot_errors()
-        assert len(figure.axes) == 2 and len(figure.axes[1].lines) == 2
+def test_figures_and_json_hold_the_errors(learned):
+    known, by_data = check(learned, n=500), sd.verify.check_score(learned, VP, data=HELD_OUT, n=600)
+    for report, names in ((known, ("error", "relative")), (by_data, ("low",))):
+        at = [e.log_snr for e in report.errors]
+        errors, losses = report.plot_errors().axes
+        for ax, drawn in ((errors, names), (losses, ("loss", "least_loss"))):
+            assert len(ax.lines) == len(drawn)
+            for line, name in zip(ax.lines, drawn, strict=True):
+                assert list(line.get_xdata()) == at
+                assert list(line.get_ydata()) == [max(getattr(e, name), 1e-17) for e in report.errors]
+        band = {tuple(corner) for corner in errors.collections[0].get_paths()[0].vertices.tolist()}
+        assert band == {
+            (x, max(side, 1e-17)) for x, e in zip(at, report.errors, strict=True) for side in (e.low, e.high)
+        }
         content = json.loads(report.to_json())
-        assert len(content["errors"]) == 7 and content["rows"] and content["errors"][0]["t"] == VP.t_min
-        assert isinstance(report.plot(), matplotlib.figure.Figure)
+        assert content["title"] == report.title and content["passed"] is report.passed is False
+        for told, held in ((content["errors"], report.errors), (content["rows"], report.rows)):
+            assert [list(entry.values()) for entry in told] == [
+                [None if value != value else value for value in vars(entry).values()] for entry in held
+            ]
+    assert content["errors"][0]["error"] is None and content["errors"][0]["t"] == VP.t_min  # unknown, by data
+    bars = known.plot().axes[0].patches
+    assert [bar.get_width() for bar in bars] == pytest.approx([max(-16, min(16, row.excess)) for row in known.rows])
+
+
+def test_numbers_that_are_not_finite_are_null_throughout():
+    row, nan = report_of.exact_row("broken", math.inf, 1e-9), math.nan
+    told = sd.verify.ScoreReport("t", (row,), errors=(sd.verify.ErrorAt(0.5, nan, 0.1, -math.inf, math.inf),)).to_json()
+    content = json.loads(told)
+    assert content["rows"][0]["statistic"] is None
+    assert content["errors"][0] | {"t": 0.5, "error": 0.1} == dict.fromkeys(content["errors"][0]) | {
+        "t": 0.5,
+        "error": 0.1,
+    }
+    assert "NaN" not in told and "Infinity" not in told and '"inf"' not in told and '"nan"' not in told
 
 
 def test_stein_bounds_the_error_from_below():

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from ..jsonable import jsonable
 from .statistics import Outcome, retry
 
 Panel = Callable[[int, int], Mapping[str, Outcome]]
@@ -107,15 +108,9 @@ class Report:
         return f"FAIL: {len(failed)} of {len(self.rows)} checks: {'; '.join(failed)}."
 
     def to_json(self) -> str:
-        """The report as JSON; a number that is not finite becomes a string."""
-        content = {
-            "title": self.title,
-            "passed": self.passed,
-            "rows": [asdict(r) for r in self.rows],
-            "notes": self.notes,
-            "unchecked": self.unchecked,
-        }
-        return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+        """The report as JSON; a number that is not finite becomes null."""
+        content = jsonable({"title": self.title, "passed": self.passed, **asdict(self)})
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
 
     def to_html(self) -> str:
         """The report as an HTML fragment."""
@@ -221,13 +216,3 @@ def _aligned(cell: str, width: int, column: int) -> str:
 def _html_row(row: Row) -> str:
     cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row))
     return f'<tr class="{row.verdict.lower()}">{cells}</tr>'
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from .report import Report
@@ -48,12 +47,6 @@ class ScoreReport(Report):
     """
 
     errors: tuple[ErrorAt, ...] = ()
-
-    def to_json(self) -> str:
-        """The report with the errors by t, as JSON; a number that is not finite becomes null there."""
-        content = json.loads(super().to_json())
-        finite = [{k: v if math.isfinite(v) else None for k, v in asdict(error).items()} for error in self.errors]
-        return json.dumps(content | {"errors": finite}, indent=2, ensure_ascii=False, allow_nan=False)
 
     def plot_errors(self) -> Any:
         """A matplotlib Figure: the error by log SNR with its interval, and the loss beside the least that is possible."""
