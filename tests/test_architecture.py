@@ -76,7 +76,7 @@ def test_the_graph_is_read():
     """The reader sees what there is: absolute, relative and package imports."""
     assert {"sdediff.checks", "sdediff.diffusion", "sdediff.score"} <= GRAPH["sdediff.sde"]
     assert {"sdediff.sde", "sdediff.gaussian"} <= GRAPH["sdediff.linear"]
-    assert {"sdediff.sde", "sdediff.solvers.base"} <= GRAPH["sdediff.solvers.affine"]
+    assert {"sdediff.sde", "sdediff.solvers.base"} <= GRAPH["sdediff.solvers.onestep"]
     assert "sdediff.solvers" in GRAPH["sdediff.solve"]
     assert len(FILES) > 40 and {"VP", "EDM", "RectifiedFlow"} <= PROCESSES
 

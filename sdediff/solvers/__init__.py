@@ -2,7 +2,6 @@
 
 from .adaptive import BogackiShampine, DormandPrince, EmbeddedRungeKutta, Tsitouras
 from .adaptive_sde import AdaptiveHeun
-from .affine import Ancestral, EulerMaruyama, ExactTransition, ReverseDiffusion
 from .base import Advance, Integrator, Interval, Method, Orders, Remembering, Solver, Trajectory
 from .checkpointed import Checkpointed
 from .corrector import Langevin, PredictorCorrector
@@ -27,6 +26,7 @@ from .exponential import (
     UniPCSolver,
 )
 from .milstein import Milstein
+from .onestep import Ancestral, EulerMaruyama, ExactTransition, ReverseDiffusion
 from .restart import Restart
 from .runge_kutta import RK4, Heun, Midpoint, RungeKutta
 from .scipy import Scipy

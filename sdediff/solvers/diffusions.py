@@ -15,7 +15,7 @@ from torch import Tensor
 from ..autodiff import leaf, recording
 from ..diffusion import Diagonal, Diffusion
 from ..sde import SDE, Semilinear
-from .affine import check_coefficients
+from .onestep import check_coefficients
 
 DiffusionAt = Callable[[Tensor], Diffusion]
 """The diffusion at one time, as a function of the state."""

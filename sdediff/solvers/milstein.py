@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..noise import Stream
 from ..sde import SDE, Semilinear
-from .affine import EulerMaruyama
 from .base import Advance, Orders, Solver
 from .diffusions import check_own, diffusions, with_derivative
+from .onestep import EulerMaruyama
 
 
 class Milstein(Solver):

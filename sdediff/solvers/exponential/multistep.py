@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ...noise import Stream
 from ...sde import SDE, Coefficient, Semilinear, check_coefficient, evaluate
-from ..affine import check_coefficients
 from ..base import Advance, Orders, Remembering, Solver
+from ..onestep import check_coefficients
 from .kernel import Held, HeldData, Steps, steps_of
 from .rules import Polynomial, Rule
 

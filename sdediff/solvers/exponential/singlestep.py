@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...noise import Stream
 from ...sde import SDE, Semilinear
-from ..affine import check_coefficients
 from ..base import Advance, Orders, Solver
+from ..onestep import check_coefficients
 from .kernel import Held, HeldData, Steps, steps_of
 from .rules import Polynomial, Rule
 

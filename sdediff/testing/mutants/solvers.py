@@ -25,9 +25,9 @@ from ...solvers import (
     ReverseDiffusion,
     Solver,
 )
-from ...solvers.affine import AffineStep, Coefficients
 from ...solvers.base import Advance
 from ...solvers.exponential.rules import Rule
+from ...solvers.onestep import AffineStep, Coefficients
 from .base import Mutant, mutant
 
 # ---- the noise -------------------------------------------------------------------------------------------------------
