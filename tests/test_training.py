@@ -24,7 +24,7 @@ from sdediff import training as tr
 from sdediff.data import check_data
 from sdediff.training.describe import describe, rebuild
 from sdediff.training.order import Order, split
-from sdediff.training.tensors import digest
+from sdediff.training.tensors import digest, write_tensors
 
 F64 = torch.float64
 SIGMA_DATA = 0.8
@@ -692,17 +692,45 @@ def tampered(path, change):
         "sdediff.checks:check_state",
         "sdediff.none:Such",
         "sdediff.predictions:Tensor",
+        "sdediff.__main__:main",
+        "sdediff.predictions:Networked.predict",
     ],
 )
 def test_a_file_chooses_no_code(name, tmp_path, monkeypatch):
+    """Nor does it choose which modules are imported: ``sdediff.__main__`` is a command."""
     (tmp_path / "canary.py").write_text("import torch\nclass Trap(torch.nn.Module): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sdediff.__main__", raising=False)
+    monkeypatch.setattr(sys, "argv", ["sdediff", "--version"])
     path = tmp_path / "a.safetensors"
     tr.save(path, sd.NoisePrediction(sd.VP(), network()))
     tampered(path, lambda about: about["score"]["args"]["net"].update({"class": name}))
     with pytest.raises(ValueError, match=r"Only classes of|not to be trusted|has no"):
         tr.load(path)
-    assert "canary" not in sys.modules
+    assert "canary" not in sys.modules and "sdediff.__main__" not in sys.modules
+
+
+def test_the_module_of_the_command_can_be_imported():
+    runpy.run_module("sdediff.__main__", run_name="imported")  # would end in SystemExit
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"class": "sdediff.predictions:NoisePrediction"},
+        {"class": "sdediff.predictions:NoisePrediction", "args": [1]},
+        {"class": 3, "args": {}},
+        {"args": {}},
+        {"class": "sdediff.ddpm.process:Preserving", "args": {"sde": "VP"}},
+        {"class": "sdediff.ddpm.process:Preserving", "args": {"sde": {}}},
+        {"class": "sdediff.networks.mlp:MLP", "args": {"event_shape": {"obstacle": "x"}}},
+    ],
+)
+def test_a_description_of_another_shape_is_told(said, tmp_path):
+    path = tmp_path / "a.safetensors"
+    write_tensors(path, "score", said, {})
+    with pytest.raises(ValueError, match=r"damaged, or save did not write it|does not accept the arguments"):
+        tr.load(path)
 
 
 def test_a_class_that_moved_within_the_package_is_found_at_its_old_place():

@@ -2,13 +2,14 @@
 
 An object can be described if it keeps every constructor argument under the argument's own name, as all classes here do,
 and those are numbers, strings, lists of such, or describable objects again. A description is rebuilt only from classes
-inside this package: a file must not choose which code runs.
+of this package, and only from those that are loaded already: to read a file imports nothing, as a file must not choose
+which code runs.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import sys
 from typing import Any
 
 from torch import nn
@@ -45,13 +46,14 @@ def rebuild(description: Any, given: dict[str, Any], name: str = "score") -> Any
     """The object described; the arguments in ``given`` are used in place of their description, wherever they occur.
 
     Raises:
-        ValueError: a class is outside this package, has an obstacle, or does not take these arguments.
+        ValueError: it is no description, or a class is outside this package, has an obstacle, or does not take these
+            arguments.
     """
     if isinstance(description, list):
         return [rebuild(item, given, name) for item in description]
     if not isinstance(description, dict):
         return description
-    path = str(description.get("class"))
+    path = _path(description)
     if "obstacle" in description:
         raise ValueError(f"The file cannot rebuild the {name}: {description['obstacle']}. So {_cure(name)}.")
     cls = _class(path, name)
@@ -61,8 +63,22 @@ def rebuild(description: Any, given: dict[str, Any], name: str = "score") -> Any
     }
     try:
         return cls(**args)
-    except (TypeError, ValueError) as error:
+    except ImportError:  # a library that is missing here: its message says which
+        raise
+    except Exception as error:  # a constructor meets anything here, and need not foresee it
         raise ValueError(f"{path} does not accept the arguments in the file ({error}): {_cure(name)}.") from error
+
+
+def _path(description: dict[str, Any]) -> str:
+    """The class that a description names, if it is one."""
+    path = description.get("class")
+    if not isinstance(path, str) or not ("obstacle" in description or isinstance(description.get("args"), dict)):
+        seen = ", ".join(f"{key}: {type(value).__name__}" for key, value in description.items())
+        raise ValueError(
+            f"The file describes an object by {{{seen}}}, where its class as text and its args as a table belong: it is "
+            "damaged, or save did not write it."
+        )
+    return path
 
 
 def _class(path: str, name: str) -> type:
@@ -72,10 +88,10 @@ def _class(path: str, name: str) -> type:
             f"The file names {path} for its {name}. Only classes of {_PACKAGE} are built from a file, since to import "
             f"others would let the file choose what code runs: {_cure(name)}."
         )
-    try:
-        cls = getattr(importlib.import_module(module), qualified)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"This version of {_PACKAGE} has no {path}: {_cure(name)}.") from error
+    loaded = sys.modules.get(module)  # what can be saved is loaded with the package
+    if loaded is None or qualified not in vars(loaded):
+        raise ValueError(f"This version of {_PACKAGE} has no {path}: {_cure(name)}.")
+    cls = vars(loaded)[qualified]
     # A class may move within the package, so its old place will do too; what it lies in must be this package.
     own = isinstance(cls, type) and cls.__module__.split(".")[0] == _PACKAGE
     if not (own and issubclass(cls, (SDE, nn.Module))):
