@@ -20,6 +20,7 @@ from torch import Tensor
 from .affine import AffineSDE
 from .affine.scales import CoupledGaussian
 from .diffusion import Diffusion
+from .errors import NotAffineError
 from .gaussian import Gaussian
 from .linear import LinearSDE
 from .sde import HELD, SDE, Linear
@@ -42,21 +43,6 @@ _SIZES = (1e-2, 1.0, 100.0)
 _MOST = 512  # coordinates of a full matrix
 _ROWS = 2**20  # entries of the states asked about at once
 _LEFT = 0.1  # the largest alpha/sigma at t_max that a prior may ignore
-
-
-class NotAffineError(TypeError):
-    """A process whose drift is not affine in x, or whose noise depends on x: it has no Gaussian kernel.
-
-    Attributes:
-        x: a state that shows it, (*event).
-        t: the time there.
-        coordinates: the flattened coordinates that show it, the worst first.
-        size: the relative departure.
-    """
-
-    def __init__(self, message: str, x: Tensor, t: float, coordinates: Sequence[int], size: float):
-        super().__init__(message)
-        self.x, self.t, self.coordinates, self.size = x, t, list(coordinates), size
 
 
 def as_linear(sde: SDE, event_shape: Sequence[int] | None = None) -> Any:

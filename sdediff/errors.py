@@ -1,6 +1,8 @@
-"""The two ways in which a solve can fail."""
+"""The two ways in which a solve can fail, and what a process without a Gaussian kernel says."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -22,3 +24,18 @@ class NonFiniteError(SolveError):
     def __init__(self, message: str, *, step: int | None, t: float, samples: list[int], state: Tensor | None):
         super().__init__(message)
         self.step, self.t, self.samples, self.state = step, t, samples, state
+
+
+class NotAffineError(TypeError):
+    """A process whose drift is not affine in x, or whose noise depends on x: it has no Gaussian kernel.
+
+    Attributes:
+        x: a state that shows it, (*event).
+        t: the time there.
+        coordinates: the flattened coordinates that show it, the worst first.
+        size: the relative departure.
+    """
+
+    def __init__(self, message: str, x: Tensor, t: float, coordinates: Sequence[int], size: float):
+        super().__init__(message)
+        self.x, self.t, self.coordinates, self.size = x, t, list(coordinates), size

@@ -23,6 +23,7 @@ from torch import Tensor
 from .autodiff import leaf, recording
 from .checks import Time, as_time, check_event, check_number, check_state, float64, time_dtype
 from .diffusion import Diagonal, Diffusion
+from .forms import Form
 from .gaussian import Gaussian
 from .quadrature import LinearKernel
 from .score import Score, as_score
@@ -144,6 +145,10 @@ class LinearSDE(Linear):
     def lift(self, x0: Tensor) -> Tensor:
         """x_0: a state is data, with noise on it."""
         return x0
+
+    def translated(self, form: Form, x: Tensor, t: Tensor) -> tuple[Form, Any, Any]:
+        """The form as it is, with alpha and sigma at t; see :meth:`SDE.translated`."""
+        return form, self.alpha(t), self.sigma(t)
 
     def posterior(self, density: Any, x: Tensor, t: Time) -> Any:
         """What is known of data from ``density`` when x_t = x (B, *event)."""

@@ -34,6 +34,7 @@ class Schedule(Protocol):
     def sigma(self, t: Time) -> Tensor: ...
     def log_snr(self, t: Time) -> Tensor: ...
     def time_of(self, log_snr: Time) -> Tensor: ...
+    def translated(self, form: Form, x: Tensor, t: Tensor) -> tuple[Form, Any, Any]: ...
 
 
 class Score(ABC):
@@ -114,39 +115,24 @@ class Score(ABC):
 
     def example(self, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What there is to learn from: x_t, and the target of this score's form, for x_0 and noise of one shape."""
-        form, alpha, sigma = self._scales(x0, t)
+        form, alpha, sigma = self._translated(x0, t)
         if isinstance(alpha, Tensor):
             alpha, sigma = alpha.to(x0.dtype), sigma.to(x0.dtype)
         return form.state(x0, noise, alpha, sigma), form.target(x0, noise, alpha, sigma)
 
     def _evaluate(self, x: Tensor, t: Time, cond: Any) -> tuple[Form, Any, Any, Any]:
-        form: Form
-        if self.sde is None:
-            if not isinstance(self.form, ScoreForm):
-                raise ValueError(f"{type(self).__name__} has no process to translate its prediction with.")
-            t, form, alpha, sigma = as_time(t, check_state(x)), self.form, _Unknown(), _Unknown()
-        else:
-            t = as_time(t, check_state(x), self.sde.t_max)
-            form, alpha, sigma = self._scales(x, t)
+        if self.sde is None and not isinstance(self.form, ScoreForm):
+            raise ValueError(f"{type(self).__name__} has no process to translate its prediction with.")
+        t = as_time(t, check_state(x), math.inf if self.sde is None else self.sde.t_max)
+        form, alpha, sigma = self._translated(x, t)
         since = counting.calls()
         p = self.predict(x, t, cond)
         counting.seen(x.shape[0], since)
         return form, p, alpha, sigma
 
-    def _scales(self, x: Tensor, t: Tensor) -> tuple[Form, Any, Any]:
-        """This score's form, alpha and sigma; a process whose scales are matrices has the form translated."""
-        sde = self.sde
-        if not hasattr(sde, "alpha") and not hasattr(sde, "translated"):
-            from .derived import NotAffineError, as_linear  # which know linear processes, and they this module
-
-            try:
-                sde = as_linear(sde, tuple(x.shape[1:]))
-            except NotAffineError:
-                if not isinstance(self.form, ScoreForm):
-                    raise
-                return self.form, _Unknown(), _Unknown()
-        translated = getattr(sde, "translated", None)
-        return (self.form, sde.alpha(t), sde.sigma(t)) if translated is None else translated(self.form, t)
+    def _translated(self, x: Tensor, t: Tensor) -> tuple[Form, Any, Any]:
+        """This score's form, alpha and sigma as its process sees them."""
+        return (self.form, Unknown(), Unknown()) if self.sde is None else self.sde.translated(self.form, x, t)
 
 
 class FunctionScore(Score):
@@ -321,8 +307,8 @@ View = Callable[..., Tensor]
 """One of ``Score.__call__``, ``Score.noise`` and ``Score.data``."""
 
 
-class _Unknown:
-    """Stands for alpha and sigma of a score without a process; using it says what to do."""
+class Unknown:
+    """Stands for alpha and sigma of a score without a linear process; using it says what to do."""
 
     def _refuse(self, *_: object) -> Any:
         raise ValueError(

@@ -28,7 +28,9 @@ from torch import Tensor
 from .autodiff import usable
 from .checks import Time, as_time, check_like, check_state, float64, time_dtype
 from .diffusion import Diagonal, Diffusion, as_diffusion, gram_divergence
-from .score import Given, Score, as_score
+from .errors import NotAffineError
+from .forms import Form, ScoreForm
+from .score import Given, Score, Unknown, as_score
 
 ScoreLike = Score | Callable[..., Tensor]
 """A :class:`~sdediff.score.Score`, or any function ``score(x, t)`` that returns x's shape."""
@@ -113,6 +115,22 @@ class SDE(ABC):
     def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """x_t from x_0 and standard normal noise, both (B, *event); see :meth:`marginal`."""
         return derived(self, tuple(check_state(x0, "x0").shape[1:])).perturb(x0, t, noise)
+
+    def translated(self, form: Form, x: Tensor, t: Tensor) -> tuple[Form, Any, Any]:
+        """A form of prediction and the alpha and sigma that it needs at x (B, *event) and t, as a Score asks for them.
+
+        They are those of the linear process that this one is. Where it is none, a score alone has a meaning, by itself.
+
+        Raises:
+            NotAffineError: x_t given x_0 is not Gaussian, and the prediction is no score.
+        """
+        try:
+            process = derived(self, tuple(x.shape[1:]))
+        except NotAffineError:
+            if not isinstance(form, ScoreForm):
+                raise
+            return form, Unknown(), Unknown()
+        return process.translated(form, x, t)
 
     def rows(self, index: Tensor, batch: int) -> SDE:
         """This process for the samples ``index`` (n,) of a batch alone; one that holds something per sample overrides this."""

@@ -508,7 +508,7 @@ def test_forms_of_ones_own():
     with pytest.raises(TypeError, match=r"Negated mixes alpha and sigma, which are matrices.*a method coupled"):
         wrapped(Negated(), exact.noise)
     with pytest.raises(TypeError, match="Negated mixes"):
-        sde.translated(Negated(), torch.tensor(0.5))
+        sde.translated(Negated(), x, torch.tensor(0.5))
     for learned in (wrapped(Both(), lambda x, t: -exact.noise(x, t)), wrapped(Renamed(), exact.noise)):
         torch.testing.assert_close(learned(x, t), exact(x, t), rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(learned.noise(x, t), exact.noise(x, t), rtol=1e-9, atol=1e-9)

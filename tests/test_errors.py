@@ -318,6 +318,7 @@ def test_scores(wrong, error, message):
             r"no linear process.*FunctionScore\(function, sde",
         ),
         (lambda: sd.FunctionScore(score).data(X, 0.5), ValueError, r"belongs to no linear process"),
+        (lambda: sd.FunctionScore(score).example(X, torch.tensor(0.5), X), ValueError, r"belongs to no linear process"),
         (lambda: sd.ExactScore(3, sd.densities.ring(3)), TypeError, "ExactScore needs an SDE, got int"),
         (lambda: sd.FunctionScore(score, VP).to(custom()), TypeError, "A score moves to a LinearSDE, got Custom"),
         (lambda: sd.FunctionScore(score).to(VP), ValueError, "This score belongs to no process"),

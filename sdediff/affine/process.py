@@ -255,8 +255,8 @@ class AffineSDE(Linear):
         """The law of x_t for data from a mixture: a mixture again."""
         return law(density, self.scales(t))
 
-    def translated(self, form: Form, t: Tensor) -> tuple[Form, Any, Any]:
-        """A form of prediction and the scales it needs at t, as a :class:`~sdediff.Score` asks for them."""
+    def translated(self, form: Form, x: Tensor, t: Tensor) -> tuple[Form, Any, Any]:
+        """What says with matrices what the form says with numbers, and the scales at t; see :meth:`SDE.translated`."""
         scales = self.scales(t)
         return form.coupled(), scales, scales
 
