@@ -553,6 +553,7 @@ def own(tmp_path, monkeypatch):
     Path("missing.py").write_text("import there_is_no_such_module")
     Path("leaves.py").write_text("import sys\nsys.exit(3)")
     Path("raises.py").write_text("1 / 0")
+    Path("seeks.py").write_text("raise ValueError('There is no file data.csv')")
 
 
 def test_a_process_of_ones_own_on_the_command_line(own, capsys):
@@ -579,6 +580,7 @@ def test_a_process_of_ones_own_on_the_command_line(own, capsys):
         ("missing.py:X", "there_is_no_such_module"),
         ("leaves.py:X", "sys.exit"),
         ("raises.py:X", "ZeroDivisionError"),
+        ("seeks.py:X", "seeks.py cannot be imported: ValueError: There is no file data.csv"),
         ("no_module_of_this_name:X", "cannot be imported"),
         ("plain", "my_sde.py:MySDE"),
         ("my_sde.py:Good --shape two", "--shape"),

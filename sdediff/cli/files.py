@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_finite
+from ..whole import whole, write_whole
 
 
 def read_array(path: Path) -> Tensor:
@@ -90,23 +90,10 @@ def output_file(path: Path, suffix: str, option: str = "--out") -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """The text to the file, whole or not at all."""
-    _replace(path, text.encode())
+    write_whole(path, text.encode())
 
 
 def write_array(path: Path, array: Tensor) -> None:
     """The array to a ``.npy`` file, whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    try:
-        np.save(beside, array.detach().cpu().numpy())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole(path) as file:
+        np.save(file, array.detach().cpu().numpy())

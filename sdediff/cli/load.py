@@ -63,33 +63,31 @@ def _parts(text: str) -> tuple[str, str]:
 
 def _module(where: str) -> ModuleType:
     """The file or module, imported, whatever it does on the way."""
+    if where.endswith(".py") and not Path(where).is_file():
+        raise ValueError(f"There is no file {where}.")
     try:
-        if not where.endswith(".py"):
-            sys.path.insert(0, str(Path.cwd()))
-            return importlib.import_module(where)
-        path = Path(where)
-        if not path.is_file():
-            raise ValueError(f"There is no file {where}.")
-        sys.path.insert(0, str(path.resolve().parent))  # for what lies beside it
-        spec = importlib.util.spec_from_file_location(f"_verified_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
+        return _imported(where)
     except SyntaxError as error:
-        raise ValueError(f"{where} cannot be imported: {error.msg} in line {error.lineno}.") from None
-    except ValueError as error:
-        if str(error).startswith("There is no file"):
-            raise
-        raise ValueError(f"{where} cannot be imported: {told(error)}") from None
-    except (Exception, SystemExit) as error:
-        said = (
-            told(error)
-            if isinstance(error, Exception)
-            else "it calls sys.exit; put that under if __name__ == '__main__'"
-        )
-        raise ValueError(f"{where} cannot be imported: {said}") from None
+        said = f"{error.msg} in line {error.lineno}."
+    except SystemExit:
+        said = "it calls sys.exit; put that under if __name__ == '__main__'"
+    except Exception as error:
+        said = told(error)
+    raise ValueError(f"{where} cannot be imported: {said}")
+
+
+def _imported(where: str) -> ModuleType:
+    if not where.endswith(".py"):
+        sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(where)
+    path = Path(where)
+    sys.path.insert(0, str(path.resolve().parent))  # for what lies beside it
+    spec = importlib.util.spec_from_file_location(f"_verified_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _call(what: str, text: str) -> tuple[str, list[Any], dict[str, Any]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -27,8 +26,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import counting
+from ..checks import check_count, check_whole
 from ..noise import Seeded
 from ..sde import SDE
+from ..whole import write_whole
 from .fixed import Grid, LogSNR, Uniform, check_monotone, check_steps
 
 
@@ -83,9 +84,7 @@ class Adapted(Grid):
     def save(self, path: str | Path) -> None:
         """Write the grid to a JSON file, whole or not at all."""
         text = json.dumps({"times": self.times.tolist(), "pilot": None if self.pilot is None else asdict(self.pilot)})
-        partial = Path(f"{path}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(Path(path), text.encode())
 
     @staticmethod
     def load(path: str | Path) -> Adapted:
@@ -135,20 +134,22 @@ def adapt(
         The grid, its cost in ``.pilot``.
 
     Raises:
-        TypeError: the process has noise: adapt on its flow and use the grid for both.
-        ValueError: an argument is not positive.
+        TypeError: the process has noise: adapt on its flow and use the grid for both. A number is no whole number.
+        ValueError: a number is too small, or the reference solve is not finite.
     """
     solver.check(process)
     if process.direction != 0:
         raise TypeError("adapt needs paths without noise: give sde.probability_flow(score), and use the grid for both.")
-    for name, value in (("steps", steps), ("knots", knots), ("solves", solves)):
-        if check_steps(value) < (2 if name == "knots" else 1):
-            raise ValueError(f"knots = {value}: a warp needs at least 2.")
+    check_steps(steps)
+    if check_whole(knots, "knots") < 2:
+        raise ValueError(f"knots = {knots}: a warp needs at least 2.")
+    check_count(solves, "solves")
+    reference_steps = 50 * steps if reference_steps is None else check_count(reference_steps, "reference_steps")
     t0, t1 = process.t_max if t0 is None else t0, process.t_min if t1 is None else t1
     kind = base or (LogSNR if hasattr(getattr(process, "sde", process), "time_of") else Uniform)
     started = time.perf_counter()
     with torch.no_grad(), counting.count() as tally:
-        fit = _Fit(process, solver, steps, x, _Base(kind, process, t0, t1), reference_steps or 50 * steps)
+        fit = _Fit(process, solver, steps, x, _Base(kind, process, t0, t1), reference_steps)
         with tqdm(total=solves, desc="adapting", unit=" solves", delay=2, disable=not progress, leave=False) as bar:
             warp, before = fit.search(knots, solves, bar.update)
     pilot = Pilot(

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..data import Scales, Standardisation
 from ..linear import LinearSDE
 from ..predictions import NetworkScore
+from ..whole import write_whole
 from .describe import describe, rebuild
-from .tensors import FORMAT, check_format, read_tensors, under, write_tensors, write_whole
+from .tensors import FORMAT, check_format, read_tensors, under, write_tensors
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 

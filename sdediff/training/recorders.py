@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..whole import write_whole
+
 Recorder = Callable[[int, Mapping[str, float]], None]
 """``recorder(step, numbers)``: called by the first worker with numbers by name, such as loss, norm, rate, held_out."""
 
@@ -31,9 +33,7 @@ class JSONLines:
         """Forget the lines after this step, and what a killed process left half written: a training goes on from here."""
         if self.path.exists():
             kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step(line) <= step]
-            beside = self.path.with_name(f"{self.path.name}.part")
-            beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            os.replace(beside, self.path)
+            write_whole(self.path, "".join(f"{line}\n" for line in kept).encode())
 
 
 class TensorBoard:

@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..whole import write_whole
 from .describe import describe
-from .tensors import FORMAT, check_format, read_tensors, write_tensors, write_whole
+from .tensors import FORMAT, check_format, read_tensors, write_tensors
 
 _CHECKPOINTS, _PLAN, _STATE = "checkpoints", "plan.json", "training.safetensors"
 _KEPT = 2

@@ -1,14 +1,12 @@
 """Files of tensors: safetensors with a description as JSON in the header, and a SHA-256 over both.
 
-There is no pickle in them, so that reading one runs no code of the file's choosing. A file is written beside its place and
-moved there at once: a crash leaves the old file or the new one, never half of one.
+There is no pickle in them, so that reading one runs no code of the file's choosing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from ..whole import write_whole
 
 FORMAT = 1
 _KEY = "sdediff"
@@ -73,19 +73,6 @@ def check_format(about: Any, path: Path) -> None:
         raise ValueError(
             f"{path} has format {found}; this version of sdediff reads {FORMAT}. Load it with the version that wrote it."
         )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file with this content, on the disk, whole or not at all."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def digest(description: Any, tensors: dict[str, Tensor]) -> str:
