@@ -25,7 +25,7 @@ from .. import counting
 from ..checks import check_count, check_finite, check_state, float64
 from ..densities.base import host_generator
 from ..gaussian import Gaussian
-from ..likelihood.estimate import bits_per_dim, log_mean_weight
+from ..likelihood.estimate import bits_per_dim, careful_error, log_mean_weight
 
 Decoder = Callable[[Gaussian, Tensor], Tensor]
 """``decoder(law, x0)``: the log-likelihood (B,) of x0 under the last law, in nats."""
@@ -90,7 +90,7 @@ class VariationalBound:
         prior: L_N, (B,): what is left of the data in x_N.
         levels: (B, N - 1); column k is L_{k+1}, the KL of level x_{k+1}, so that the last column belongs to x_{N-1}.
         data: L_0, (B,): minus the expected log-likelihood of x_0 given x_1.
-        standard_error: of their sum, (B,); NaN with one draw.
+        standard_error: of their sum, (B,), none below the root mean square over the batch; NaN with one draw.
         dimensions: D, the number of coordinates of a sample.
         nfe: score evaluations per sample.
     """
@@ -157,7 +157,7 @@ def variational_bound(
         prior = kl(chain.marginal(x0, count), _standard(x0))
     levels = torch.stack(terms[1:], 1) if count > 1 else squares.new_zeros(len(x0), 0)
     nfe = tally.rows // len(x0)
-    return VariationalBound(prior, levels, terms[0], squares.sqrt(), x0[0].numel(), nfe)
+    return VariationalBound(prior, levels, terms[0], careful_error(squares), x0[0].numel(), nfe)
 
 
 def term(back: Backward, x0: Tensor, i: int, noise: Tensor, decoder: Decoder | None) -> Tensor:

@@ -61,7 +61,10 @@ class Chain(Forward):
             TypeError, ValueError: the process is not linear, a node does not fit, or alpha vanishes at the last one.
         """
         if not isinstance(sde, LinearSDE):
-            raise TypeError(f"A chain needs a LinearSDE, got {type(sde).__name__}.")
+            raise TypeError(
+                f"A chain needs a LinearSDE, got {type(sde).__name__}; if you wrote that as f and g, give "
+                "as_linear(sde, event_shape)."
+            )
         if isinstance(nodes, int):
             check_count(nodes, "nodes", "at least one step")
             times = torch.linspace(0, sde.t_max, nodes + 1, dtype=torch.float64)

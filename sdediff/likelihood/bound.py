@@ -31,11 +31,12 @@ from torch import Tensor
 from .. import counting
 from ..checks import check_count, check_finite, check_state, float64
 from ..densities.base import host_generator
+from ..derived import as_linear
 from ..gaussian import Gaussian
 from ..linear import LinearSDE, derivative
 from ..score import Given, Score, as_score
-from ..sde import ScoreLike
-from .estimate import Estimate
+from ..sde import SDE, ScoreLike
+from .estimate import Estimate, careful_error
 from .flow import Law, terminal_law
 
 _TINY = 1e-24  # keeps a variance that rounds to 0 right beside t0 from being divided by
@@ -85,7 +86,8 @@ def elbo(
     r"""The variational bound on :math:`\log p_t(x)` of the reverse SDE started from the prior, in nats, with its error.
 
     Args:
-        sde: a linear process whose alpha does not vanish; for another take ``score.to(VP())``.
+        sde: a linear process, or one that :func:`~sdediff.as_linear` finds to be; alpha may not vanish: for a process where it
+            does take ``score.to(VP())``.
         score: ``score(x, t)``.
         x: (B, *event). The score is asked in x's dtype, all else is float64.
         t: the time that x belongs to; ``sde.t_min`` by default.
@@ -103,8 +105,12 @@ def elbo(
     Raises:
         TypeError, ValueError: the process is not linear, or alpha vanishes at its end.
     """
+    if isinstance(sde, SDE):
+        sde = as_linear(sde, tuple(check_state(x).shape[1:]))
     if not isinstance(sde, LinearSDE):
-        raise TypeError(f"elbo needs a LinearSDE, got {type(sde).__name__}; log_prob takes any SDE.")
+        raise TypeError(
+            f"elbo needs a process with one alpha and sigma, got {type(sde).__name__}; log_prob takes any SDE."
+        )
     if sde.reaches_pure_noise:
         raise ValueError(
             f"alpha(t_max) = 0 for {type(sde).__name__}, where g is infinite. The bound depends on the signal-to-noise ratio "
@@ -119,8 +125,7 @@ def elbo(
     with torch.no_grad(), counting.count() as tally:
         mean, square = _stratified(integrand, draws)
         end, end_square = integrand.end(terminal_law(sde, terminal, tuple(x.shape[1:])), draws)
-    own = square + end_square
-    return Estimate(mean + end, torch.maximum(own, own.mean()).sqrt(), tally.rows // len(x))
+    return Estimate(mean + end, careful_error(square + end_square), tally.rows // len(x))
 
 
 class _Integrand:

@@ -51,6 +51,15 @@ class LogDensity(Estimate):
     prior_error: Tensor | None = None
 
 
+def careful_error(squares: Tensor) -> Tensor:
+    """Standard errors (B,) from the squares of each sample's own, none below their root mean square over the batch.
+
+    Where rare draws decide, or few probes happen to agree, a sample that has met none of them is wrong and looks certain; the
+    batch has met them.
+    """
+    return torch.maximum(squares, squares.mean()).sqrt()
+
+
 def bits_per_dim(nats: Tensor, dimensions: int) -> Tensor:
     """Minus a log-likelihood in nats, as bits for each of ``dimensions`` coordinates.
 

@@ -26,7 +26,7 @@ from ..solution import Solution
 from ..solve import solve
 from ..solvers import Method, Tsitouras
 from .divergence import Divergence, ExactTrace
-from .estimate import LogDensity
+from .estimate import LogDensity, careful_error
 
 
 class Law(Protocol):
@@ -104,7 +104,8 @@ def log_prob(
         cond: a condition for the score.
 
     Returns:
-        A :class:`~sdediff.likelihood.LogDensity`; its standard error is that of the probes, not of the solver.
+        A :class:`~sdediff.likelihood.LogDensity`; its standard error is that of the probes, not of the solver, and none is
+        taken below the root mean square over the batch: in few dimensions the probes of one sample may agree and be wrong.
 
     Raises:
         TypeError, ValueError, SolveError, NonFiniteError: as :func:`~sdediff.solve`.
@@ -125,7 +126,7 @@ def log_prob(
         raise ValueError(f"terminal.log_prob gave shape {tuple(at_end.shape)}; it must be ({len(x)},).")
     count = integrals.shape[1]
     unknown = x.new_full((len(x),), 0.0 if isinstance(rule, ExactTrace) else math.nan)
-    error = integrals.std(1) / math.sqrt(count) if count > 1 else unknown
+    error = careful_error(integrals.var(1) / count) if count > 1 else unknown
     value = at_end + integrals.mean(1)
     return LogDensity(value, error, sol.stats["nfe"], latent, _prior_error(sde, terminal, latent, at_end))
 
