@@ -36,7 +36,6 @@ from .sde import (
     Reverse,
     ScoreLike,
     Semilinear,
-    check_coefficient,
     evaluate,
 )
 
@@ -186,17 +185,13 @@ class LinearSDE(Linear):
 
     # ---- reversal ---------------------------------------------------------------------------------------------
 
-    def reverse(
-        self, score: ScoreLike, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
-    ) -> SDE:
-        """The reversal, which knows that it is semilinear; see :meth:`SDE.reverse`."""
-        if diffusion is not None:
-            if stochasticity != 1.0:
-                raise ValueError("Give either stochasticity or diffusion: each alone fixes the noise of the reversal.")
-            return LinearFreeNoiseReverse(self, score, diffusion)
-        if check_coefficient(stochasticity, "stochasticity") == 0:
-            return self.probability_flow(score)
+    def _reverse(self, score: ScoreLike, stochasticity: Coefficient) -> SDE:
+        """The reversal, which knows that it is semilinear."""
         return LinearReverse(self, score, stochasticity)
+
+    def _free_noise(self, score: ScoreLike, diffusion: Coefficient) -> SDE:
+        """The same with a noise coefficient of its own."""
+        return LinearFreeNoiseReverse(self, score, diffusion)
 
     def probability_flow(self, score: ScoreLike) -> SDE:
         r"""The flow, computed as :math:`\alpha'\hat x_0 + \sigma'\hat\epsilon` where f and g are not finite."""

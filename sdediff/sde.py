@@ -150,21 +150,26 @@ class SDE(ABC):
         Returns:
             An SDE on the same clock, to be solved towards falling t.
         """
+        stochasticity = check_coefficient(stochasticity, "stochasticity")
         if diffusion is not None:
-            if not (isinstance(stochasticity, (int, float)) and stochasticity == 1.0):
+            if not _is_one(stochasticity):
                 raise ValueError("Give either stochasticity or diffusion: each alone fixes the noise of the reversal.")
-            return FreeNoiseReverse(self, score, diffusion)
-        known = _derived_of(self, score)
-        if known is not None:
-            return known.reverse(score, stochasticity)
-        if _is_zero(check_coefficient(stochasticity, "stochasticity")):
-            return self.probability_flow(score)
-        return Reverse(self, score, stochasticity)
+            return self._free_noise(score, diffusion)
+        return self.probability_flow(score) if _is_zero(stochasticity) else self._reverse(score, stochasticity)
 
     def probability_flow(self, score: ScoreLike) -> SDE:
         r"""The ODE :math:`\dot x = f - \tfrac12(\nabla\cdot D + Ds)` with the marginals of this process."""
         known = _derived_of(self, score)
         return ProbabilityFlow(self, score) if known is None else known.probability_flow(score)
+
+    def _reverse(self, score: ScoreLike, stochasticity: Coefficient) -> SDE:
+        """The reversal with noise: a process that knows more of its own overrides this one, and not :meth:`reverse`."""
+        known = _derived_of(self, score)
+        return Reverse(self, score, stochasticity) if known is None else known.reverse(score, stochasticity)
+
+    def _free_noise(self, score: ScoreLike, diffusion: Coefficient) -> SDE:
+        """The reversal with a noise coefficient of its own, likewise."""
+        return FreeNoiseReverse(self, score, diffusion)
 
 
 def derived(sde: SDE, event_shape: tuple[int, ...]) -> Any:

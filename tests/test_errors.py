@@ -307,6 +307,12 @@ def test_scores(wrong, error, message):
         (lambda: VP.reverse(score, "1"), TypeError, "stochasticity must be a number or a function of t, got str"),
         (lambda: VP.reverse(score, diffusion=-1.0), ValueError, "diffusion = -1.0 must be finite and >= 0"),
         (lambda: VP.reverse(score, 0.5, diffusion=1.0), ValueError, "Give either stochasticity or diffusion"),
+        (lambda: VP.reverse(score, "1", diffusion=1.0), TypeError, "stochasticity must be a number or a function of t"),
+        (lambda: sd.CLD().reverse(score, -1.0), ValueError, "stochasticity = -1.0 must be finite and >= 0"),
+        (lambda: sd.CLD().reverse(score, "0"), TypeError, "stochasticity must be a number or a function of t, got str"),
+        (lambda: sd.CLD().reverse(score, diffusion=-1.0), ValueError, "diffusion = -1.0 must be finite and >= 0"),
+        (lambda: sd.CLD().reverse(score, 0.5, diffusion=1.0), ValueError, "Give either stochasticity or diffusion"),
+        (lambda: sd.CLD().reverse(score, torch.ones(2)), TypeError, "got Tensor"),
         (
             lambda: custom().reverse(score, lambda t: t, diffusion=1.0),
             ValueError,

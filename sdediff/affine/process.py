@@ -268,18 +268,13 @@ class AffineSDE(Linear):
 
     # ---- reversal ---------------------------------------------------------------------------------------------
 
-    def reverse(
-        self, score: ScoreLike, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
-    ) -> SDE:
-        """The reversal, which knows that it is linear but for the score; see :meth:`SDE.reverse`."""
-        score = as_score(score, self)  # type: ignore[arg-type]
-        if diffusion is not None:
-            if stochasticity != 1.0:
-                raise ValueError("Give either stochasticity or diffusion: each alone fixes the noise of the reversal.")
-            return FreeNoiseReverse(self, score, diffusion)
-        if not callable(stochasticity) and stochasticity == 0:
-            return self.probability_flow(score)
-        return CoupledReverse(self, score, stochasticity)
+    def _reverse(self, score: ScoreLike, stochasticity: Coefficient) -> SDE:
+        """The reversal, which knows that it is linear but for the score."""
+        return CoupledReverse(self, as_score(score, self), stochasticity)  # type: ignore[arg-type]
+
+    def _free_noise(self, score: ScoreLike, diffusion: Coefficient) -> SDE:
+        """The same with a noise coefficient of its own."""
+        return FreeNoiseReverse(self, as_score(score, self), diffusion)  # type: ignore[arg-type]
 
     def probability_flow(self, score: ScoreLike) -> SDE:
         """The flow, which knows that it is linear but for the score."""
