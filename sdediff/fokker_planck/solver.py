@@ -16,8 +16,8 @@ Of second order in the step and in the cell width, without noise as well.
 
 Walls let nothing through. The method is for laws that the box holds, or that the process itself keeps inside.
 
-Sources: Strang 1968, https://doi.org/10.1137/0705041; Weickert 1998 for the directions; and those of
-:mod:`~sdediff.fokker_planck.sweeps`.
+Sources: Strang 1968, https://doi.org/10.1137/0705041; Weickert 1998, "Anisotropic Diffusion in Image Processing",
+for the directions; and those of :mod:`~sdediff.fokker_planck.sweeps`.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ Elimination without pivoting keeps the signs in floating point as well.
 
 Sources: Scharfetter and Gummel 1969, https://doi.org/10.1109/T-ED.1969.16566; Chang and Cooper 1970,
 https://doi.org/10.1016/0021-9991(70)90001-X; van Leer 1974, https://doi.org/10.1016/0021-9991(74)90019-9; Burchard,
-Deleersnijder and Meister 2003, https://doi.org/10.1016/S0168-9274(03)00101-6; Bolley and Crouzeix 1978 for the barrier.
+Deleersnijder and Meister 2003, https://doi.org/10.1016/S0168-9274(03)00101-6; Bolley and Crouzeix 1978,
+https://doi.org/10.1051/m2an/1978120302371, for the barrier.
 """
 
 from __future__ import annotations

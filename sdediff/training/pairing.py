@@ -23,7 +23,7 @@ Pairing = Callable[[Tensor, Tensor], Tensor]
 
 
 class OptimalTransport:
-    """The permutation of the noise that is nearest to the data, exactly: cubic in the batch, 5 ms for 256."""
+    """The permutation of the noise that is nearest to the data, exactly: cubic in the size of the batch."""
 
     def __call__(self, x0: Tensor, noise: Tensor) -> Tensor:
         """noise (B, *event) in the order that minimises the summed squared distances to x0 (B, *event)."""

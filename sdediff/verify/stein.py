@@ -17,7 +17,8 @@ wrong score the number is :math:`\mathrm E[(s - \nabla\log p_t)\cdot\varphi]`, h
 
 each field bounds the relative error from below, and a field made to resemble the error gives nearly all of it.
 
-Source: Stein 1972; Liu et al. 2016, https://arxiv.org/abs/1602.03253; Vincent 2011, https://doi.org/10.1162/NECO_a_00142.
+Sources: Stein 1972, https://projecteuclid.org/euclid.bsmsp/1200514239; Liu et al. 2016, https://arxiv.org/abs/1602.03253;
+Vincent 2011, https://doi.org/10.1162/NECO_a_00142.
 """
 
 from __future__ import annotations

@@ -65,7 +65,10 @@ class ExponentialAdams(ExponentialMultistep):
 
 
 class DPMSolver1(ExponentialMultistep):
-    """DPM-Solver-1: the noise prediction held constant; on the flow the same as DDIM."""
+    """DPM-Solver-1: the noise prediction held constant; on the flow the same as DDIM.
+
+    Source: Lu et al. 2022, https://arxiv.org/abs/2206.00927, section 3.
+    """
 
     def __init__(self) -> None:
         super().__init__(1, prediction=HeldNoise())
