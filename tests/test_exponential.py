@@ -479,7 +479,7 @@ def test_strong_guidance_lowers_the_order_with_a_warning(starts):
         sde.probability_flow(plain),
         starts,
         solver=ExponentialMultistep(
-            2, rule=Polynomial(in_power(0.65)), corrector=Polynomial(in_power(1.5)), corrector_order=2
+            2, rule=Polynomial(in_power(0.62)), corrector=Polynomial(in_power(1.6)), corrector_order=2
         ),
         grid=sd.grids.LogSNR(8),
     ).x
@@ -522,6 +522,32 @@ def test_restart_goes_up_and_down_again(flow, starts):
     fresh = flow.score.sample(4000, 1e-3, seed=6).norm(dim=1)
     assert abs(radius.mean() - fresh.mean()) < 5 * 0.1 * math.sqrt(2 / 4000)
     assert abs(radius.std() / fresh.std() - 1) < 5 / math.sqrt(4000)
+
+
+@pytest.mark.parametrize("inflate", [1.0, 1.3])
+@pytest.mark.parametrize("sde", [sd.EDM(t_max=2.0), sd.VP()], ids=["EDM", "VP"])
+def test_edm_s_sampler_is_algorithm_2_of_its_paper(sde, starts, inflate):
+    """In y = x/α and τ = σ/α, written out: churn within [S_tmin, S_tmax] alone, S_noise times the noise."""
+    score = sd.ExactScore(sde, sd.densities.ring(8))
+    flow, taus = sde.probability_flow(score), [1.5, 1.0, 0.4, 0.2, 0.1]
+    churn, low, high = 1.2, 0.3, 1.2  # S_churn/N = 0.3; the first step and the last start outside the range
+    times = [float(sde.time_of(torch.tensor(-2 * math.log(tau), dtype=F64))) for tau in taus]
+    z, y = [starts.flip(0), starts.roll(1, 0)], starts / sde.alpha(times[0])
+
+    def slope(y, tau):
+        t = sde.time_of(torch.tensor(-2 * math.log(tau), dtype=F64))
+        return (y - score.data(sde.alpha(t) * y, t)) / tau
+
+    for tau, end in itertools.pairwise(taus):
+        raised = 1.3 * tau if low <= tau <= high else tau
+        if raised > tau:
+            y = y + math.sqrt(raised**2 - tau**2) * inflate * z[0 if tau == 1.0 else 1]
+        d = slope(y, raised)
+        euler = y + (end - raised) * d
+        y = y + (end - raised) * (0.5 * d + 0.5 * slope(euler, end))
+    solver = sd.EDMHeun(churn, low=low, high=high, inflate=inflate)
+    got = sd.solve(flow, starts, solver=solver, grid=times, noise=Given(*z)).x
+    torch.testing.assert_close(got, sde.alpha(times[-1]) * y, rtol=0, atol=1e-9)
 
 
 def test_churn_keeps_the_marginal(flow):
@@ -603,3 +629,42 @@ def test_an_adapted_grid_halves_the_error_on_new_starts_and_reports_its_cost(tmp
         sd.grids.Adapted.load(tmp_path / "bad.json")
     with pytest.raises(TypeError, match="paths without noise"):
         sd.grids.adapt(sde.reverse(score), solver, 20, seen)
+
+
+def test_a_warp_has_as_many_knots_as_asked_for(flow, starts):
+    """Log steps are a line through two knots, and bend with three; a base grid of equal steps shows them as they are."""
+    for knots, straight in ((2, True), (3, False)):
+        grid = sd.grids.adapt(flow, sd.Heun(), 10, starts[:64], t1=0.05, base=sd.grids.Uniform, knots=knots, solves=60)
+        bend = grid.times.diff().abs().log().diff().diff()
+        assert float(grid.times.diff().abs().log().diff().abs().max()) > 0.05  # it did warp
+        assert (float(bend.abs().max()) < 1e-9) == straight
+
+
+def test_the_reference_of_an_adapted_grid_has_as_many_steps_as_asked_for(flow, starts):
+    """The error before is the geometric mean distance to a solve with that many steps, 50 times as many by default."""
+    for reference_steps, used in ((7, 7), (None, 200)):
+        grid = sd.grids.adapt(
+            flow, sd.Heun(), 4, starts, t1=0.05, base=sd.grids.Uniform, solves=5, reference_steps=reference_steps
+        )
+        ends = [sd.solve(flow, starts, solver=sd.Heun(), steps=n, t1=0.05).x for n in (4, used)]
+        want = (ends[0] - ends[1]).norm(dim=1).log().mean().exp()
+        assert grid.pilot.error_before == pytest.approx(float(want), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"steps": 0}, ValueError, "^steps = 0: a solve needs at least one step"),
+        ({"knots": 0}, ValueError, "^knots = 0: a warp needs at least 2"),
+        ({"knots": 1}, ValueError, "^knots = 1: a warp needs at least 2"),
+        ({"knots": 2.5}, TypeError, "^knots must be a whole number, got 2.5"),
+        ({"knots": 10**9}, ValueError, "^knots = 1000000000 is more than 1,000,000"),
+        ({"solves": 0}, ValueError, "^solves = 0: ask for a positive whole number"),
+        ({"solves": True}, TypeError, "^solves must be a positive whole number, got True"),
+        ({"reference_steps": 0}, ValueError, "^reference_steps = 0: ask for a positive whole number"),
+    ],
+    ids=str,
+)
+def test_settings_of_an_adapted_grid_are_named(flow, starts, settings, error, message):
+    with pytest.raises(error, match=message):
+        sd.grids.adapt(flow, sd.Heun(), **({"steps": 4, "x": starts, "t1": 0.05} | settings))
