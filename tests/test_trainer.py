@@ -309,6 +309,118 @@ def test_another_loss_is_refused(tmp_path):
         trainer(tmp_path, score=score, loss=tr.DenoisingLoss(score, tr.MinSNR(3.0), drop_cond=0.2))
 
 
+class Mine(sd.LinearSDE):
+    """A process of one's own, whose number is no argument that a file could hold."""
+
+    t_min = 0.01
+
+    def __init__(self, b):
+        self.rate = lambda t: b + t
+
+    def drift_coefficient(self, t):
+        return -0.5 * self.rate(t)
+
+    def diffusion_coefficient(self, t):
+        return torch.sqrt(self.rate(t))
+
+
+class Plain(sd.SDE):
+    """An SDE of three lines, found to be linear."""
+
+    t_min, b = 0.01, 1.0
+
+    def f(self, x, t):
+        return -0.5 * x
+
+    def g(self, x, t):
+        return self.b
+
+
+class Other(Plain):
+    b = 9.0
+
+
+Other.__qualname__ = "Plain"  # as after an edit of the file
+
+
+class Turning(sd.AffineSDE):
+    """Its state turns one way or the other: alike in every norm."""
+
+    t_min = 0.01
+
+    def __init__(self, way):
+        self.matrix = torch.tensor([[-1.0, way], [-way, -1.0]], dtype=F64)
+
+    def drift_matrix(self, t):
+        return self.matrix
+
+    def diffusion_matrix(self, t):
+        return torch.eye(2, dtype=F64)
+
+
+def blurred(width):
+    return sd.coupled.Blurring((2,), base=sd.CustomVP(lambda t: width * (1 + t)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (
+            sd.ddpm.Chain(sd.ddpm.linear(1000)).process,
+            sd.ddpm.Chain(sd.ddpm.cosine(200)).process,
+            r"process.alpha.t=0.03125 was",
+        ),
+        (sd.CustomVP(lambda t: 1 + t), sd.CustomVP(lambda t: 20 + t), r"process.alpha.t=0.03125 was \S+ and is now"),
+        (Mine(1.0), Mine(9.0), r"process.alpha.t="),
+        (Plain(), Other(), r"process.g².t=0.03125 was \"1\" and is now \"81\""),
+        (Turning(2.0), Turning(-2.0), r"process.alpha.t="),
+        (blurred(1.0), blurred(3.0), r"process.alpha.t="),
+    ],
+)
+def test_another_process_is_refused_whatever_it_is_made_of(one, other, message, tmp_path):
+    """Where its arguments say nothing, by what it computes; the same one is taken up."""
+
+    def begin(sde):
+        score = sd.NoisePrediction(sde, sd.networks.MLP(2, width=8, depth=1))
+        plan = tr.Plan(steps=2, batch_size=8)
+        return tr.Trainer(score, DATA, plan, folder=tmp_path, progress=False)
+
+    begin(one).run()
+    assert begin(one).step == 2
+    with pytest.raises(ValueError, match=f"Another training was begun in .*{message}"):
+        begin(other)
+
+
+def test_another_function_is_refused_and_so_are_other_units(tmp_path):
+    """Each of them differs in nothing that has a name."""
+    score = score_of()
+    unit, scales = sd.Standardisation.fit(DATA), sd.Scales.of(DATA)
+
+    def begin(weight=1.0, rate=0.5, end=0.9, std=1.0, sigma=1.0):
+        class Late(tr.Times):
+            def __call__(self, sde, u):
+                return end * u
+
+        loss = tr.DenoisingLoss(score, lambda score, t: weight * torch.ones_like(t), Late())
+        plan = dataclasses.replace(PLAN, steps=2, schedule=lambda step, steps: rate)
+        return trainer(
+            tmp_path, plan, score, loss=loss, standardisation=dataclasses.replace(unit, std=std * unit.std),
+            scales=dataclasses.replace(scales, sigma_data=sigma * scales.sigma_data),
+        )  # fmt: skip
+
+    begin().run()
+    assert begin().step == 2
+    for change, message in (
+        ({"weight": 2.0}, r"weight.u=0.03125 was \"1\" and is now \"2\""),
+        ({"rate": 0.25}, r"rate.step=0 was"),
+        ({"end": 0.8}, r"times.u=0.03125 was"),
+        ({"std": 2.0}, r"standardisation.std was"),
+        ({"sigma": 2.0}, r"scales.sigma_data was"),
+    ):
+        with pytest.raises(ValueError, match=f"Another training was begun in .*{message}"):
+            begin(**change)
+
+
 # ---- damage ---------------------------------------------------------------------------------------------------------------
 
 

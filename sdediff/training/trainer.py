@@ -34,6 +34,7 @@ from .examine import Examined, Examiner, batch
 from .losses import DenoisingLoss, Loss
 from .order import Order, split
 from .plan import Plan
+from .probe import probed
 from .recorders import JSONLines, Recorder
 from .state import RunFolder, State, fill_optimiser, fingerprint, optimiser_tensors
 from .tensors import under
@@ -81,7 +82,9 @@ class Trainer:
         cond: conditions, (N, ...).
         loss: a :class:`DenoisingLoss` of this score, or another :class:`~sdediff.training.Loss`; by default the plain one.
         folder: where to keep checkpoints. If a training was begun there it goes on, and :meth:`run` gives what it would have
-            given without the break. It must be the same training: plan, loss, data and start are compared.
+            given without the break. It must be the same training: plan, loss, process, data, standardisation and scales are
+            compared, and what is made of functions by the numbers that they give at a few times. What the network starts
+            from and the code of a network of your own are not.
         standardisation, scales: of the data, to be kept with the score.
         recorders: called with the numbers of the training; see :mod:`~sdediff.training.recorders`.
         progress: show a progress bar, on a terminal.
@@ -259,8 +262,12 @@ class Trainer:
     def _agree(self, folder: RunFolder) -> None:
         """Find that the folder is for this training. What a network starts from is not compared: resuming replaces it."""
         if self.workers.rank == 0:
-            about = {"plan": self.plan, "loss": self.loss, "data": self.data, "cond": self.cond}
-            folder.agree({name: fingerprint(value) for name, value in about.items()})
+            about = {
+                "plan": self.plan, "loss": self.loss, "data": self.data, "cond": self.cond,
+                "standardisation": self.standardisation, "scales": self.scales,
+            }  # fmt: skip
+            seen = probed(self.plan, self.loss, self.data.shape[1:])
+            folder.agree({name: fingerprint(value) for name, value in about.items()} | seen)
         self.workers.wait()
 
     def _resume(self, folder: RunFolder) -> None:
