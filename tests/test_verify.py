@@ -454,12 +454,11 @@ def level_of(rejections, level):
     return stats.binomtest(sum(rejections), len(rejections), level, alternative="greater").pvalue
 
 
-def test_sample_sizes():
+def test_detectable_effects():
     """The figures of the theory: at level 1e-5 and power .99, a bias of .01 sd and of 1 % of a Gaussian variance."""
-    assert statistics.sample_size(0.01, 1.0, 1e-5, 0.99) == pytest.approx(455_000, rel=2e-3)
-    assert statistics.sample_size(0.01, 2.0, 1e-5, 0.99) == pytest.approx(910_000, rel=2e-3)
-    n = statistics.sample_size(0.03, 1.7, 1e-4)
-    assert statistics.detectable_effect(n, 1.7, 1e-4) == pytest.approx(0.03, rel=1e-3)
+    assert statistics.detectable_effect(455_000, 1.0, 1e-5, 0.99) == pytest.approx(0.01, rel=1e-3)
+    assert statistics.detectable_effect(910_000, 2.0, 1e-5, 0.99) == pytest.approx(0.01, rel=1e-3)
+    assert statistics.detectable_effect(910_000, 2.0, 1e-5) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_z_test_level_and_power():
@@ -533,29 +532,6 @@ def test_bonferroni_and_the_worst_of_several():
     assert joint.detectable(0.01) == pytest.approx(large.detectable(0.005))
 
 
-def test_sign_flip_is_exact_in_small_heavy_tailed_samples():
-    """Cauchy, n = 8, where a z-test has no claim: the level holds; a shift is seen."""
-    cauchy = normals(1_500, 8) / normals(1_500, 8, seed=1)
-    p = [statistics.sign_flip(row, flips=99, seed=k) for k, row in enumerate(cauchy)]
-    assert level_of([value <= 0.05 for value in p], 0.05) > 1e-4
-    assert level_of([value <= 0.05 for value in p], 0.025) < 1e-2
-    assert statistics.sign_flip(normals(200) + 0.5, flips=9_999) == 1e-4
-
-
-def test_energy_distance_and_its_level():
-    x, y = normals(6, 2), normals(4, 2, seed=1)
-
-    def mean_distance(a, b):
-        return sum(float((p - q).norm()) for p in a for q in b) / (len(a) * len(b))
-
-    by_hand = 2 * mean_distance(x, y) - mean_distance(x, x) - mean_distance(y, y)
-    assert statistics.energy_test(x, y)[0] == pytest.approx(by_hand, rel=1e-9)
-    p = [statistics.energy_test(a[:12], a[12:], permutations=99, seed=k)[1] for k, a in enumerate(normals(800, 30, 2))]
-    assert level_of([value <= 0.05 for value in p], 0.05) > 1e-4
-    assert level_of([value <= 0.05 for value in p], 0.025) < 1e-2
-    assert statistics.energy_test(normals(200, 2), 1.5 * normals(200, 2, seed=1))[1] <= 0.002
-
-
 def test_broken_samples_fail_every_test():
     bad = normals(100)
     bad[3] = math.nan
@@ -580,6 +556,23 @@ def test_projections_of_mixtures():
         assert statistics.z_test(y, line.mean).p > 1e-6, name
         assert statistics.z_test((y - line.mean) ** 2, line.variance).p > 1e-6, name
         assert statistics.ks_test(line.cdf(1.1 * y + 0.1)).p < 1e-6, name
+
+
+def test_what_a_law_says_of_its_change():
+    """N(m e^{-t/2}, v) with v = 1 + (s² - 1) e^{-t} under OU: its gradient and rate by hand, whatever its score claims."""
+    law, x, t, m, s2 = laws.law_of(sd.OU(), D.gaussian(torch.full((1,), 0.5), 0.25)), normals(5, 1), 0.4, 0.5, 0.0625
+    mean, v = m * math.exp(-t / 2), 1 + (s2 - 1) * math.exp(-t)
+    y, dv = x - mean, -(s2 - 1) * math.exp(-t)
+    rate = -0.5 * y * mean / v + 0.5 * dv * (y**2 / v - 1) / v
+    assert torch.allclose(law.gradient(x, t), -y / v, rtol=1e-12, atol=0)
+    assert torch.allclose(law.rate(x, t), rate[:, 0], rtol=1e-12, atol=0)
+    still = laws.Fixed(D.gaussian(torch.zeros(1), 0.3))
+    assert torch.equal(still.rate(x, t), torch.zeros(5, dtype=torch.float64))
+
+
+def test_on_the_line_there_is_one_projection():
+    found = sd.verify.duality(sd.VP(), D.bimodal(), times=[0.3], n=1_000)
+    assert next(row.what for row in found.rows) == "t = 0.3: law of 1 projection" and found.passed
 
 
 # ---- reports --------------------------------------------------------------------------------------------------

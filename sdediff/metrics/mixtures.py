@@ -202,14 +202,44 @@ def ks_projections(x: Tensor, mixture: Mixture, *, projections: int = 16, seed: 
     return Projections(u, statistics, p_values, min(1.0, len(tests) * float(p_values.min())))
 
 
+class Line:
+    """A mixture of normals on the line.
+
+    Args:
+        means, stds, weights: (K,).
+    """
+
+    def __init__(self, means: Tensor, stds: Tensor, weights: Tensor):
+        self.means, self.stds, self.weights = means, stds, weights
+
+    def cdf(self, y: Tensor) -> Tensor:
+        """The distribution function at y (n,)."""
+        z = (y.unsqueeze(-1) - self.means) / self.stds
+        return torch.special.ndtr(z) @ self.weights
+
+    @property
+    def mean(self) -> float:
+        """The expectation."""
+        return float(self.weights @ self.means)
+
+    @property
+    def variance(self) -> float:
+        """The variance."""
+        return float(self.weights @ (self.stds**2 + (self.means - self.mean) ** 2))
+
+
+def projected(mixture: Mixture, direction: Tensor) -> Line:
+    """The law of u·x for x of the mixture and u = ``direction`` (D,): per mode, mean u·m and variance uᵀSu."""
+    if mixture.basis is None:
+        variances = mixture.variances[:, 0] * direction.square().sum()
+    else:
+        variances = (mixture.variances * (direction @ mixture.basis).square()).sum(1)
+    return Line(mixture.means @ direction, variances.sqrt(), mixture.weights)
+
+
 def project_cdf(mixture: Mixture, direction: Tensor, y: Tensor) -> Tensor:
     """The distribution function of direction·x at y (n,), for x of the mixture and a direction (D,)."""
-    if mixture.basis is None:
-        spread = mixture.variances[:, 0] * direction.square().sum()
-    else:
-        spread = (mixture.variances * (direction @ mixture.basis).square()).sum(1)
-    z = (y.unsqueeze(1) - mixture.means @ direction) / spread.sqrt()
-    return torch.special.ndtr(z) @ mixture.weights
+    return projected(mixture, direction).cdf(y)
 
 
 def _whitened(flat: Tensor, mixture: Mixture, k: int) -> Tensor:

@@ -150,7 +150,7 @@ class _Known:
         """Samples with the score under test, and the true score at them (n, D)."""
         x, noise = self.draw(t, n, generator)
         scaled = None if noise is None else rows(noise) / float(self.sde.sigma(t))  # type: ignore[attr-defined]
-        return Perturbed(rows(x), evaluated(self.score, x, t), scaled), rows(Law._gradient(self.law, x, t)).detach()
+        return Perturbed(rows(x), evaluated(self.score, x, t), scaled), rows(self.law.gradient(x, t)).detach()
 
     def _error(self, t: float, at: Perturbed, truth: Tensor, tolerance: float) -> tuple[ErrorAt, Outcome]:
         wrong, size = (at.s - truth).square().sum(1), truth.square().sum(1)

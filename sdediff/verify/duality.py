@@ -17,10 +17,11 @@ from torch import Tensor
 from ..densities import Density
 from ..grids import LogSNR, Uniform
 from ..linear import LinearSDE
+from ..metrics import random_directions
 from ..sde import SDE, Coefficient, ScoreLike
 from ..solvers import EulerMaruyama, Method
 from .budget import affordable, check_budget
-from .halving import LARGEST_BIAS, mean_test, projection_test, random_directions, solve_halved
+from .halving import LARGEST_BIAS, mean_test, projections_test, solve_halved
 from .laws import Law, law_of
 from .operator import rows
 from .report import Report, judge
@@ -121,11 +122,12 @@ class _Run:
         nodes[0], nodes[-1] = self.start, t
         coarse, fine = solve_halved(self.back, law.sample(n, self.start, generator), self.solver, nodes, path)
         fresh = law.sample(4 * n, t, generator)
-        directions = random_directions(_DIRECTIONS, fresh, generator)
+        directions = random_directions(fresh[0].numel(), _DIRECTIONS, generator)
         sets = (fine, coarse, fresh)
         levels = [law.log_prob(x, t) for x in sets]
+        what, projected = projections_test(law, t, directions, *sets)
         found = {
-            f"law of {_DIRECTIONS} projections": worst([projection_test(law, t, u, *sets) for u in directions]),
+            what: projected,
             "their means and variances": worst([o for u in directions for o in _moment_tests(law, t, u, *sets)]),
             "log density": _fresh_test(*levels),
         }

@@ -30,18 +30,20 @@ from torch import Tensor
 from ..densities import Density
 from ..grids import LogSNR
 from ..linear import LinearSDE
+from ..metrics import random_directions
 from ..sde import SDE, Coefficient, ScoreLike
 from ..solvers import DPMSolverPP2M, Method
 from .budget import affordable, check_budget
-from .halving import LARGEST_BIAS, random_directions, solve_halved
+from .features import Features
+from .halving import LARGEST_BIAS, solve_halved
 from .laws import Diffused, law_of
-from .operator import rows
 from .report import Report, judge
 from .statistics import POWER, Outcome, quantile, two_sided, worst
 
 _PINELIS = 2 * math.e**3 / 9
 _TURNS = (2.0, 0.0, -2.0)  # log SNR: x' stays near x, and forgets most of it
 _DIRECTIONS = 3
+_FREQUENCY = 1.5
 _LEAST = 1000
 
 
@@ -139,8 +141,10 @@ class _ThereAndBack:
         found: dict[str, Outcome] = {}
         for t in turns:
             x, coarse, fine = self._pairs(t, n, generator)
-            features = _Features(self.law, self.sde.t_min, generator)
-            a, rough, b = (features(v) for v in (x, coarse, fine))
+            sample = self.law.sample(1000, self.sde.t_min, generator)
+            directions = random_directions(sample[0].numel(), _DIRECTIONS, generator)
+            features = Features(self.law, self.sde.t_min, directions, sample, _FREQUENCY)
+            a, rough, b = (features(v).unbind(1) for v in (x, coarse, fine))
             alone = [_tested(a[k] - b[k], a[k] - rough[k]) for k in range(len(a))]
             both = [
                 _tested(a[j] * b[k] - a[k] * b[j], a[j] * rough[k] - a[k] * rough[j])
@@ -167,24 +171,6 @@ class _ThereAndBack:
 def _tested(fine: Tensor, coarse: Tensor) -> Outcome:
     bias = abs(float((coarse - fine).mean()))
     return symmetry_test(fine, min(bias, LARGEST_BIAS * float(fine.std())))
-
-
-class _Features:
-    """Bounded functions of a state: its log density, squashed, and waves along random directions."""
-
-    def __init__(self, law: Diffused, t: float, generator: torch.Generator):
-        self.law, self.t = law, t
-        sample = law.sample(1000, t, generator)
-        log_p = law.log_prob(sample, t)
-        self.centre, self.width = log_p.median(), log_p.std()
-        self.directions = random_directions(_DIRECTIONS, sample, generator)
-        self.directions = 1.5 * self.directions / (rows(sample) @ self.directions.T).std(0).unsqueeze(1)
-
-    def __call__(self, x: Tensor) -> list[Tensor]:
-        """Each (n,)."""
-        level = torch.tanh((self.law.log_prob(x, self.t) - self.centre) / self.width)
-        phase = rows(x) @ self.directions.T
-        return [level, *phase.sin().unbind(1), *phase.cos().unbind(1)]
 
 
 def _checked_law(sde: object, density: Density) -> Diffused:

@@ -20,7 +20,7 @@ from ..solve import solve
 from ..solvers import Integrator, Method, Solver
 from .laws import Law
 from .operator import rows
-from .statistics import Outcome, ks_test, ks_two_sample, z_test
+from .statistics import Outcome, ks_test, ks_two_sample, worst, z_test
 
 LARGEST_BIAS = 0.1
 """The most that is allowed for, in standard deviations or in F: with a larger error of its own a solver shows nothing."""
@@ -61,10 +61,12 @@ def projection_test(law: Law, t: float, u: Tensor, fine: Tensor, coarse: Tensor,
     return ks_two_sample(y, other, margin=bias) if line is None else ks_test(line.cdf(y), margin=bias)
 
 
-def random_directions(count: int, x: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit vectors in the space of the states x, (count, D)."""
-    u = torch.randn(count, x[0].numel(), generator=generator, dtype=torch.float64)
-    return u / u.norm(dim=1, keepdim=True)
+def projections_test(
+    law: Law, t: float, directions: Tensor, fine: Tensor, coarse: Tensor, fresh: Tensor
+) -> tuple[str, Outcome]:
+    """:func:`projection_test` along each of ``directions`` (P, D) as one test, and what to call it."""
+    tests = [projection_test(law, t, u, fine, coarse, fresh) for u in directions]
+    return f"law of {len(tests)} projection{'s' * (len(tests) > 1)}", worst(tests)
 
 
 class _Path(Noise):

@@ -25,12 +25,14 @@ from torch import Tensor
 
 from ..densities import Density
 from ..diffusion import Diffusion
+from ..metrics import random_directions
 from ..sde import SDE, ScoreLike
 from .budget import affordable, check_budget
-from .halving import projection_test, random_directions
+from .features import Features
+from .halving import projections_test
 from .laws import Diffused, Fixed, Law, law_of
 from .moments import Kernel, start_errors
-from .operator import fokker_planck, jacobian, residual, rows
+from .operator import fokker_planck, jacobian, residual
 from .report import Report, Row, exact_row, judge
 from .statistics import Outcome, worst, z_test
 
@@ -173,24 +175,13 @@ def _exact_rows(law: Law, pair: _Pair, t: float, seed: int) -> tuple[Row, ...]:
     )
     found = {"L*p = 0, forward + backward": residual(torch.cat([forward, backward]))}
     if law.moves:
-        rate = _rate_of_change(law, x, t)
+        rate = law.rate(x, t)[None]
         found["L*p = ∂p/∂t, forward"] = residual(torch.cat([forward, -rate]))
         found["L*p = -∂p/∂t, backward"] = residual(torch.cat([backward, rate]))
     if isinstance(law, Diffused):
         # The law at t = 0 is that of the data.
         found["α(0) = 1, σ(0) = 0"] = sum(start_errors(Kernel(law.exact.sde, law.event_shape)))
     return tuple(exact_row(what, value, TOLERANCE) for what, value in found.items())
-
-
-def _rate_of_change(law: Law, x: Tensor, t: float) -> Tensor:
-    """∂ log p_t/∂t at x, (1, B)."""
-    with torch.enable_grad():
-        times = torch.full((len(x),), t, dtype=torch.float64).requires_grad_()
-        value = law.log_prob(x, times)
-        if not value.requires_grad:
-            return torch.zeros_like(value)[None]
-        (rate,) = torch.autograd.grad(value.sum(), times)
-    return rate[None]
 
 
 def _pace(pair: _Pair, law: Law, t: float, seed: int) -> tuple[float, int]:
@@ -211,7 +202,7 @@ def _pace(pair: _Pair, law: Law, t: float, seed: int) -> tuple[float, int]:
 def _particle_panel(pair: _Pair, law: Law, t: float, pace: tuple[float, int], n: int, seed: int) -> dict[str, Outcome]:
     generator = torch.Generator().manual_seed(seed)
     reference = law.sample(4 * n, t, generator)  # fresh: no particle starts there
-    directions = random_directions(_DIRECTIONS, reference, generator)
+    directions = random_directions(reference[0].numel(), _DIRECTIONS, generator)
     features = Features(law, t, directions, reference[:1000])
     panel = {}
     for name, split in (("halves at once", False), ("halves in turn", True)):
@@ -220,9 +211,8 @@ def _particle_panel(pair: _Pair, law: Law, t: float, pace: tuple[float, int], n:
         before, rough, after = (features(x) for x in (start, coarse, fine))
         shifts = (2 * after - rough - before) / before.std(0)
         panel[f"{name}: means of {shifts.shape[1]} functions"] = worst([z_test(v, unit="sd") for v in shifts.unbind(1)])
-        panel[f"{name}: law of {_DIRECTIONS} projections"] = worst(
-            [projection_test(law, t, u, fine, coarse, reference) for u in directions]
-        )
+        what, projected = projections_test(law, t, directions, fine, coarse, reference)
+        panel[f"{name}: {what}"] = projected
     return panel
 
 
@@ -238,21 +228,3 @@ def _coupled_chains(
         fine = pair.step(pair.step(fine, 0.5 * h, first, split), 0.5 * h, second, split)
         coarse = pair.step(coarse, h, (first[0] + second[0], first[1] + second[1]), split)
     return coarse, fine
-
-
-class Features:
-    """Bounded functions of x: their means are easy to test, whatever the tails of the law.
-
-    The log density, squashed, sees what happens inside a mode; sine and cosine of projections see where it is.
-    """
-
-    def __init__(self, law: Law, t: float, directions: Tensor, sample: Tensor):
-        self.law, self.t, self.directions = law, t, directions
-        log_p, y = law.log_prob(sample, t), rows(sample) @ directions.T
-        self.centre, self.width, self.frequency = log_p.median(), log_p.std(), 2 / y.std(0)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(n, F)."""
-        level = torch.tanh((self.law.log_prob(x, self.t) - self.centre) / self.width)
-        phase = rows(x) @ self.directions.T * self.frequency
-        return torch.cat([level[:, None], phase.sin(), phase.cos()], 1)

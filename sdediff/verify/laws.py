@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..densities import Density, Mixture, as_density
 from ..exact import ExactScore
+from ..metrics.mixtures import Line, projected
 from ..nonlinear import KernelScore, KernelSDE
 from ..sde import SDE, ScoreLike
 
@@ -34,14 +35,25 @@ class Law(ABC):
     @property
     def score(self) -> ScoreLike:
         """The score of the law, as ``score(x, t)``: by automatic differentiation unless a subclass knows better."""
-        return self._gradient
+        return self.gradient
 
-    def _gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
+    def gradient(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """∇ log p_t at x (B, *event), by automatic differentiation of :meth:`log_prob`, whatever :attr:`score` knows."""
         keep = torch.is_grad_enabled() and x.requires_grad
         with torch.enable_grad():
             at = x if keep else x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_prob(at, t).sum(), at, create_graph=keep)
         return gradient
+
+    def rate(self, x: Tensor, t: float) -> Tensor:
+        """∂ log p_t/∂t at x (B, *event), (B,); 0 where the log density does not depend on t."""
+        with torch.enable_grad():
+            times = torch.full((len(x),), t, dtype=torch.float64).requires_grad_()
+            value = self.log_prob(x, times)
+            if not value.requires_grad:
+                return torch.zeros_like(value)
+            (rate,) = torch.autograd.grad(value.sum(), times)
+        return rate
 
     def shadow(self, direction: Tensor, t: float) -> Line | None:
         """The law of the projection on ``direction`` (D,) in closed form, where there is one."""
@@ -53,32 +65,6 @@ class Law(ABC):
         The expectation of the first is the second, however much the modes overlap.
         """
         return None
-
-
-class Line:
-    """A mixture of normals on the line.
-
-    Args:
-        means, stds, weights: (K,), float64.
-    """
-
-    def __init__(self, means: Tensor, stds: Tensor, weights: Tensor):
-        self.means, self.stds, self.weights = means, stds, weights
-
-    def cdf(self, y: Tensor) -> Tensor:
-        """The distribution function at y (n,)."""
-        z = (y.unsqueeze(-1) - self.means) / self.stds
-        return torch.special.ndtr(z) @ self.weights
-
-    @property
-    def mean(self) -> float:
-        """The expectation."""
-        return float(self.weights @ self.means)
-
-    @property
-    def variance(self) -> float:
-        """The variance."""
-        return float(self.weights @ (self.stds**2 + (self.means - self.mean) ** 2))
 
 
 class Diffused(Law):
@@ -113,7 +99,7 @@ class Diffused(Law):
     def shadow(self, direction: Tensor, t: float) -> Line | None:
         """A projected mixture is a mixture."""
         mixture = self._mixture(t)
-        return None if mixture is None else _projected(mixture, direction)
+        return None if mixture is None else projected(mixture, direction.double())
 
     def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
         """The components of a mixture."""
@@ -185,7 +171,7 @@ class Fixed(Law):
 
     def shadow(self, direction: Tensor, t: float) -> Line | None:
         """A projected mixture is a mixture."""
-        return _projected(self.density, direction) if isinstance(self.density, Mixture) else None
+        return projected(self.density, direction.double()) if isinstance(self.density, Mixture) else None
 
     def modes(self, x: Tensor, t: float) -> tuple[Tensor, Tensor] | None:
         """The components of a mixture."""
@@ -207,16 +193,6 @@ def law_of(sde: SDE, density: Density | Law) -> Law:
         return Diffused(sde, density)
     except (TypeError, ValueError, RuntimeError):  # no kernel, or none to be found; the report says so
         return Fixed(density)
-
-
-def _projected(mixture: Mixture, direction: Tensor) -> Line:
-    """The law of u·x for x of the mixture: per mode, mean u·m and variance uᵀSu."""
-    u = direction.double()
-    if mixture.basis is None:
-        spread = mixture.variances.squeeze(1) * u.square().sum()
-    else:
-        spread = (mixture.variances * (u @ mixture.basis).square()).sum(1)
-    return Line(mixture.means @ u, spread.sqrt(), mixture.weights)
 
 
 def _components(density: Density, x: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..metrics import random_directions
 from ..sde import SDE
 from ..solvers import EulerMaruyama, Method
-from .halving import random_directions, solve_halved
-from .identity import Features
+from .features import Features
+from .halving import solve_halved
 from .laws import Law
 from .moments import Kernel
 from .operator import rows
@@ -68,7 +69,8 @@ def backward_panel(process: SDE, name: str, law: Law, nodes_of: Callable[[int], 
         nodes = nodes_of(steps_per(n))
         start, end = float(nodes[0]), float(nodes[-1])
         fresh = law.sample(4 * n, end, generator)
-        features = Features(law, end, random_directions(min(_AXES, fresh[0].numel()), fresh, generator), fresh[:1000])
+        d = fresh[0].numel()
+        features = Features(law, end, random_directions(d, min(_AXES, d), generator), fresh[:1000])
         ends = solve_halved(process, law.sample(n, start, generator), solver, nodes, _path(generator))
         coarse, fine = (features(x) for x in ends)
         expected = features(fresh).reshape(n, 4, -1).mean(1)

@@ -61,14 +61,7 @@ class Scene:
 
     def rate(self, t: float) -> Tensor:
         """∂ log p_t/∂t at the points, (1, B)."""
-        x = self.points(t)
-        with torch.enable_grad():
-            times = torch.full((len(x),), t, dtype=torch.float64).requires_grad_()
-            value = self.law.log_prob(x, times)
-            if not value.requires_grad:
-                return torch.zeros_like(value)[None]
-            (rate,) = torch.autograd.grad(value.sum(), times)
-        return rate[None]
+        return self.law.rate(self.points(t), t)[None]
 
 
 def law_row(scene: Scene, times: Sequence[float], what: str) -> Row:

@@ -4,8 +4,7 @@ A test answers with a p-value, a noise floor and the smallest effect that it det
 method has a known bias (a step size, say), the null hypothesis is not "no effect" but "an effect of at most ``margin``".
 
 Sources: Lehmann and Romano 2005, https://doi.org/10.1007/0-387-27605-X; Massart 1990,
-https://doi.org/10.1214/aop/1176990746 (the Kolmogorov-Smirnov bound); Székely and Rizzo 2013,
-https://doi.org/10.1016/j.jspi.2013.03.018 (the energy distance).
+https://doi.org/10.1214/aop/1176990746 (the Kolmogorov-Smirnov bound).
 """
 
 from __future__ import annotations
@@ -52,13 +51,8 @@ def two_sided(z: float) -> float:
     return 0.0 if math.isnan(z) else math.erfc(abs(z) / math.sqrt(2))
 
 
-def sample_size(effect: float, variance: float, level: float, power: float = POWER) -> int:
-    r"""The n at which a two-sided z-test sees a shift of the mean: :math:`(z_{1-\alpha/2} + z_{power})^2\,Var/\delta^2`."""
-    return math.ceil((quantile(1 - level / 2) + quantile(power)) ** 2 * variance / effect**2)
-
-
 def detectable_effect(n: int, variance: float, level: float, power: float = POWER) -> float:
-    """The shift of the mean that a two-sided z-test sees at ``n``: :func:`sample_size`, solved for the effect."""
+    r"""The shift of the mean that a two-sided z-test sees at n: :math:`(z_{1-\alpha/2} + z_{power})\sqrt{Var/n}`."""
     return (quantile(1 - level / 2) + quantile(power)) * math.sqrt(variance / n)
 
 
@@ -151,39 +145,6 @@ def retry(first: Outcome, again: Callable[[], Outcome], level: float) -> tuple[O
     if b < first.p <= b + math.sqrt(b):
         return again(), math.sqrt(b)
     return first, b
-
-
-def sign_flip(differences: Tensor, *, flips: int = 9_999, seed: int = 0) -> float:
-    """The p-value of the hypothesis that ``differences`` (n,), independent, are symmetric about 0: exact at any n.
-
-    The mean is compared with its values under random changes of sign. The smallest p-value is 1/(flips + 1).
-    """
-    d = differences.double().flatten()
-    generator = torch.Generator().manual_seed(seed)
-    seen, more = d.mean().abs(), 0
-    for start in range(0, flips, 256):
-        signs = torch.randint(0, 2, (min(256, flips - start), len(d)), generator=generator, dtype=torch.int8)
-        means = (2 * signs.to(d) - 1) @ d / len(d)
-        more += int((means.abs() >= seen * (1 - 1e-12)).sum())
-    return (1 + more) / (1 + flips)
-
-
-def energy_test(x: Tensor, y: Tensor, *, permutations: int = 999, seed: int = 0) -> tuple[float, float]:
-    r"""The energy distance :math:`2E|X-Y| - E|X-X'| - E|Y-Y'|` of x (n, *event) and y (m, *event), and its p-value.
-
-    The p-value is exact (a permutation test); memory grows with (n + m)².
-    """
-    n, m = len(x), len(y)
-    both = torch.cat([x, y]).double().reshape(n + m, -1)
-    distances = torch.cdist(both, both)
-    weights = torch.cat([both.new_full((n,), 1 / n), both.new_full((m,), -1 / m)])
-    generator = torch.Generator().manual_seed(seed)
-    orders = torch.rand(permutations, n + m, generator=generator).argsort(1)
-    drawn = weights[orders]
-    energies = -((drawn @ distances) * drawn).sum(1)
-    seen = float(-(weights @ distances @ weights))
-    more = int((energies >= seen - 1e-12 * abs(seen)).sum())
-    return seen, (1 + more) / (1 + permutations)
 
 
 def _ks_tail(n: int, distance: float) -> float:
