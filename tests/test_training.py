@@ -550,6 +550,34 @@ def test_what_cannot_be_trained_on_is_said_before_the_first_step():
         quick(sd.NoisePrediction(sd.VP(), network().requires_grad_(False)))
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.where(torch.arange(2000) == 1900, 7, 0), "Labels run from 0 to 7; this MLP knows 0 to 3"),
+        (torch.where(torch.arange(2000) == 1900, -1, 0), "Labels run from -1 to 0"),
+        (torch.zeros(2000), "one integer label per sample.*torch.float32"),
+        (torch.zeros(2000, dtype=torch.uint8), "one integer label per sample.*torch.uint8"),
+        (torch.zeros(2000, dtype=torch.bool), "one integer label per sample.*torch.bool"),
+        (torch.zeros(2000, 1, dtype=torch.long), r"one integer label per sample.*\(2000, 1\)"),
+    ],
+)
+def test_labels_are_all_looked_at_before_the_first_step(labels, message, tmp_path):
+    score = sd.NoisePrediction(sd.VP(), network(classes=3))
+    with pytest.raises(ValueError, match=message):
+        tr.Trainer(score, RING.sample(2000, seed=0), tr.Plan(), cond=labels, folder=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_data_of_another_shape_are_told_before_the_first_step():
+    data = RING.sample(50, seed=0)
+    with pytest.raises(ValueError, match=r"takes no condition: make it with MLP\(..., classes=K\)"):
+        tr.Trainer(sd.NoisePrediction(sd.VP(), network()), data, cond=torch.zeros(50, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"x has shape \(50, 2\); this MLP was made for \(B, \*\(3,\)\)"):
+        tr.Trainer(sd.NoisePrediction(sd.VP(), network(event_shape=3)), data)
+    with pytest.raises(ValueError, match=r"data have shape \(50, 2\); this score was made for \(N, \*\(3,\)\)"):
+        tr.Trainer(sd.NoisePrediction(sd.VP(), Odd(), event_shape=(3,)), data)
+
+
 def test_constant_coordinates_are_named():
     data = randn(20, 2, 3)
     data[:, 1, 0] = 4.0

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..data import Scales, Standardisation, check_data
 from ..keyed import label
+from ..networks.base import Network
 from ..predictions import NetworkScore
 from ..workers import Workers
 from .checkpoint import fill, save_pretrained
@@ -113,6 +114,7 @@ class Trainer:
         self.plan = plan = Plan() if plan is None else plan
         self.loss, self.score = _checked_loss(score, loss), score
         self.data, self.cond = check_data(data, cond).detach(), cond
+        _check_fits(self.loss, self.data, cond)
         self.workers = Workers.found()
         if plan.batch_size < self.workers.count:
             raise ValueError(f"batch_size = {plan.batch_size} cannot be shared by {self.workers.count} workers.")
@@ -367,6 +369,17 @@ def _checked_loss(score: Any, loss: Loss | None) -> Loss:
     if loss.score is not score:
         raise ValueError("loss is that of another score: build it as DenoisingLoss(score, ...) with the score given.")
     return loss
+
+
+def _check_fits(loss: Loss, data: Tensor, cond: Tensor | None) -> None:
+    """Let the network look at all shapes and labels: a wrong label would come up in the middle of the training."""
+    if not isinstance(loss, DenoisingLoss):  # which may make of the data what it likes
+        return
+    net, shape = getattr(loss.score, "net", None), loss.score.event_shape
+    if isinstance(net, Network):
+        net.check(data, None if cond is None else cond.cpu())
+    if shape is not None and tuple(data.shape[1:]) != tuple(shape):
+        raise ValueError(f"data have shape {tuple(data.shape)}; this score was made for (N, *{tuple(shape)}).")
 
 
 def _exact(values: list[float]) -> Tensor:
