@@ -57,7 +57,7 @@ class EDMHeun(Solver):
                 "alpha vanishes at a node, where sigma/alpha is infinite: start a little nearer to the data."
             )
         inside = (level[:-1] >= self.low) & (level[:-1] <= self.high)
-        gamma = inside.to(level.dtype) * min(self.churn / count, math.sqrt(2) - 1)  # of two numbers, where makes float32
+        gamma = inside.to(level.dtype) * min(self.churn / count, math.sqrt(2) - 1)  # not where: float32 of two numbers
         raised = torch.minimum(level[:-1] * (1 + gamma), torch.exp(-0.5 * sde.log_snr(sde.t_max)))
         times = torch.where(gamma > 0, sde.time_of(-2 * torch.log(raised)), grid[:-1])
         start, end = process.score.along(times, Score.noise), process.score.along(grid[1:], Score.noise)
