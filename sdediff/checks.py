@@ -203,12 +203,17 @@ def as_time(t: Time, x: Tensor, t_max: float = math.inf) -> Tensor:
         )
     if t.device != x.device:
         raise ValueError(f"t is on {t.device} and x on {x.device}: move it with t.to(x.device).")
-    if t.device.type == "cpu":
-        low, high = float(t.detach().min()), float(t.detach().max())
-        if _inside(low, t_max) != low or _inside(high, t_max) != high:
-            t = t.clamp(0, t_max)
+    t = within(t, t_max)
     t = t.to(torch.promote_types(t.dtype, torch.float32) if t.dtype.is_floating_point else torch.float32)
     return t.reshape(batch, *([1] * (x.ndim - 1)))
+
+
+def within(t: Tensor, t_max: float) -> Tensor:
+    """Times of any shape, if all lie in [0, t_max]; as for :func:`as_time`, but for rounding, and on the host only."""
+    if t.device.type != "cpu" or t.numel() == 0:
+        return t
+    low, high = (float(end) for end in torch.aminmax(t.detach()))
+    return t if _inside(low, t_max) == low and _inside(high, t_max) == high else t.clamp(0, t_max)
 
 
 def _inside(t: float, t_max: float) -> float:

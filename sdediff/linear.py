@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .autodiff import leaf, recording
-from .checks import Time, as_time, check_event, check_number, check_state, float64, time_dtype
+from .checks import Time, as_time, check_event, check_number, check_state, float64, time_dtype, within
 from .diffusion import Diagonal, Diffusion
 from .forms import Form
 from .gaussian import Gaussian
@@ -107,7 +107,7 @@ class LinearSDE(Linear):
 
     def log_snr(self, t: Time) -> Tensor:
         r"""The log signal-to-noise ratio :math:`2\ell(t) = \log(\alpha^2/\sigma^2)`."""
-        t64 = float64(t)
+        t64 = within(float64(t), self.t_max)
         return (2 * self.log_alpha(t64) - torch.log(self.variance(t64))).to(time_dtype(t))
 
     def alpha_rate(self, t: Time) -> Tensor:
@@ -160,8 +160,14 @@ class LinearSDE(Linear):
         return density.noised(self.alpha(t), self.sigma(t))
 
     def transition(self, s: Time, t: Time) -> Transition:
-        r"""The kernel from s to a later t: scale :math:`\alpha_t/\alpha_s`, variance :math:`\sigma_t^2 - scale^2\sigma_s^2`."""
-        s64, t64 = float64(s), float64(t)
+        r"""The kernel from s to a later t: scale :math:`\alpha_t/\alpha_s`, variance :math:`\sigma_t^2 - scale^2\sigma_s^2`.
+
+        Raises:
+            ValueError: a time lies outside the domain, or t before s (on the host: a device is not read back).
+        """
+        s64, t64 = (within(float64(u), self.t_max) for u in (s, t))
+        if s64.device.type == t64.device.type == "cpu" and bool((t64 < (1 - 1e-6) * s64).any()):  # 1e-6: float32 rounds
+            raise ValueError("A transition leads from s to a later t: exchange them.")
         scale = torch.exp(self.log_alpha(t64) - self.log_alpha(s64))
         variance = (self.variance(t64) - scale * scale * self.variance(s64)).clamp_min(0)
         return Transition(scale.to(time_dtype(t)), variance.to(time_dtype(t)))

@@ -491,3 +491,24 @@ def test_defaults():
     assert ends["edm"] == (0.002, 80.0)
     assert all(high == 1.0 for name, (_, high) in ends.items() if name not in ("ou", "edm", "vp-long"))
     assert np.isclose(float(sd.VP().alpha(1.0)) ** 2, 4.3e-5, rtol=0.01)
+
+
+def test_times_outside_the_clock_and_transitions_backward_are_refused():
+    """Formulas go on beyond the clock and against it: they gave scales above 1 without variance."""
+    for sde in (sd.VP(), sd.EDM(), sd.VE()):
+        for t in (-1.0, 1.01 * sde.t_max, math.nan, torch.tensor([0.1, -0.01]), torch.tensor(math.nan)):
+            for call in (
+                sde.log_snr,
+                lambda u, sde=sde: sde.transition(0.0, u),
+                lambda u, sde=sde: sde.transition(u, 0.5),
+            ):
+                with pytest.raises(ValueError, match=r"outside \[0, |A time is NaN"):
+                    call(t)
+        for s, t in ((0.6, 0.5), (0.5, 0.0), (torch.tensor([0.1, 0.6]), torch.tensor([0.2, 0.5]))):
+            with pytest.raises(ValueError, match="from s to a later t: exchange them"):
+                sde.transition(s, t)
+        end = torch.tensor(sde.t_max, dtype=torch.float64)
+        beyond = end * (1 + 1e-7)  # rounding, as of a float32 time
+        assert sde.log_snr(beyond) == sde.log_snr(end)
+        assert sde.transition(torch.tensor(0.3), 0.3).variance == pytest.approx(0.0, abs=1e-6)  # 0.3 rounds up
+        assert sde.log_snr(torch.zeros(0)).shape == (0,)

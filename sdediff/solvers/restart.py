@@ -26,7 +26,7 @@ class Restart(Solver):
         repeats: how many restarts.
 
     Raises:
-        ValueError: the interval is empty or outside the solve, or there is no repeat.
+        ValueError: the interval is empty, outside the solve or without a node of it, or there is no repeat.
     """
 
     requires = Semilinear
@@ -56,6 +56,11 @@ class Restart(Solver):
             )
         reached = 1 + int((grid[1:] - self.low).abs().argmin())
         low = float(grid[reached])
+        if low >= self.high:  # then the jump up would lead backward in time
+            raise ValueError(
+                f"The node nearest to low = {self.low:g} is {low:g}, not below high = {self.high:g}: give the solve a node in "
+                "[low, high), or restart over a longer interval."
+            )
         nodes = self.inner.nodes(process, self.high, low)
         nodes[0], nodes[-1] = self.high, low
         jump = process.sde.transition(torch.tensor(low, dtype=grid.dtype), torch.tensor(self.high, dtype=grid.dtype))
