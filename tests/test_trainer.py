@@ -526,6 +526,28 @@ def test_a_training_that_diverges_keeps_its_last_good_state_on_the_disk(unbroken
     same({k: v for k, v in tensors.items() if k.startswith("weights.") and "calls" not in k}, want)
 
 
+def test_weights_that_are_ruined_are_not_saved(tmp_path):
+    """A rate that blows them up within a step or two: the loss is not finite because they are what they are."""
+    plan = dataclasses.replace(PLAN, lr=1e10, warmup=60, save_every=60, evaluate_every=60)
+    with pytest.raises(
+        tr.TrainingError, match=r"as they give no finite loss again, they are not kept\. Look at"
+    ) as error:
+        trainer(tmp_path / "late", plan, score_of(sd.networks.MLP)).run()
+    reached = len(error.value.fit.losses)
+    assert 0 < reached < 10 and not bool(error.value.fit.score(DATA, 0.5, LABELS).isfinite().all())
+    assert state_module.newest_checkpoint(tmp_path / "late") is None
+
+    plan = dataclasses.replace(plan, save_every=1)  # what is saved by the clock may be ruined: the message says so
+    with pytest.raises(tr.TrainingError):
+        trainer(tmp_path / "often", plan, score_of(sd.networks.MLP)).run()
+    with pytest.raises(tr.TrainingError) as again:
+        trainer(tmp_path / "often", plan, score_of(sd.networks.MLP)).run()
+    newest = state_module.newest_checkpoint(tmp_path / "often")
+    assert newest.name == f"step-{reached:08d}" and f"once more, remove {newest} to" in str(again.value)
+    shutil.rmtree(newest)
+    assert trainer(tmp_path / "often", plan, score_of(sd.networks.MLP)).step == reached - 1
+
+
 # ---- precision, examination, records -------------------------------------------------------------------------------------
 
 

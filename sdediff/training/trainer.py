@@ -66,7 +66,12 @@ class Fit:
 
 
 class TrainingError(RuntimeError):
-    """Training met a loss or gradient that is not finite. ``fit`` holds what was reached before that step."""
+    """Training met a loss or gradient that is not finite.
+
+    Attributes:
+        fit: what was reached before that step. Where a single step went wrong it is of use; where the weights had gone
+            wrong before, which the message says, it is not.
+    """
 
     def __init__(self, message: str, fit: Fit):
         super().__init__(message)
@@ -154,7 +159,8 @@ class Trainer:
             What was reached; after Ctrl-C, what was reached until then.
 
         Raises:
-            TrainingError: a loss or gradient became NaN or infinite; weights are those before that step.
+            TrainingError: a loss or gradient became NaN or infinite; weights are those before that step, and are saved if
+                they still give a finite loss.
         """
         devices = [self.parameters[0].device] if self.parameters[0].device.type == "cuda" else []
         self.started = time.perf_counter() - self.seconds
@@ -184,17 +190,20 @@ class Trainer:
             group["lr"] = plan.rate(self.step)
         self.optimiser.zero_grad()
         self._seed_dropout()
-        x0, cond = batch(self.score, self.data, self.cond, self.order.at(self.step)[slice(*self.part)])
+        x0, cond, draws = self._batch()
         with self.autocast:
-            value = self.objective(x0, cond, self.draws.at(self.step, x0))
+            value = self.objective(x0, cond, draws)
         self.scaler.scale(value).backward()
         self.scaler.unscale_(self.optimiser)
         norm = nn.utils.clip_grad_norm_(self.parameters, plan.clip)
         mean = self.workers.sum(value.detach() / self.workers.count)
         loss, size = torch.stack([mean.double(), norm.double()]).tolist()  # one look at the device
         if not (math.isfinite(loss) and (math.isfinite(size) or self._rescales())):
-            self._save()
-            raise TrainingError(_diverged(self.step, loss, size, self.losses), self.reached())
+            sound = self._sound()
+            if sound:
+                self._save()
+            newest = None if self.folder is None else self.folder.newest()
+            raise TrainingError(_diverged(self.step, loss, size, self.losses, sound, newest), self.reached())
         self._whole = False
         self.scaler.step(self.optimiser)
         self.scaler.update()
@@ -204,6 +213,23 @@ class Trainer:
         self._since.append(loss)
         self._whole = True
         return loss, size
+
+    def _batch(self) -> tuple[Tensor, Tensor | None, Draws]:
+        """What this worker sees in this step."""
+        x0, cond = batch(self.score, self.data, self.cond, self.order.at(self.step)[slice(*self.part)])
+        return x0, cond, self.draws.at(self.step, x0)
+
+    @torch.no_grad()
+    def _sound(self) -> bool:
+        """Whether the weights and their averages give a finite loss in evaluation mode: whether they are worth keeping."""
+        x0, cond, draws = self._batch()
+        bad = torch.zeros((), device=x0.device)
+        for loss in (self.loss, self.examine.loss):
+            loss.score.eval()
+            with self.autocast:
+                bad += (~torch.isfinite(loss.per_sample(x0, cond, draws=draws))).sum()
+        self.score.train()
+        return float(self.workers.sum(bad)) == 0
 
     def _rescales(self) -> bool:
         """Whether an infinite gradient is one of half precision, which the scaler answers by leaving out the step."""
@@ -386,10 +412,16 @@ def _exact(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _diverged(step: int, value: float, norm: float, losses: list[float]) -> str:
+def _diverged(step: int, value: float, norm: float, losses: list[float], sound: bool, newest: Path | None) -> str:
     before = f"the step before had loss {losses[-1]:.4g}" if losses else "it is the first step"
+    kept = "error.fit holds what was reached" if sound else "as they give no finite loss again, they are not kept"
+    cure = (
+        ""
+        if newest is None
+        else f"If it stops here once more, remove {newest} to go on from the checkpoint before it. "
+    )
     return (
         f"Training stopped at step {step}: loss {value:.4g}, gradient norm {norm:.4g}; {before}. The weights are those "
-        "before this step, and error.fit holds what was reached. Look at the size of the data (standardise them), lower "
-        "lr, or choose a weighting that is finite at the smallest time."
+        f"before this step, and {kept}. {cure}Look at the size of the data (standardise them), lower lr, or choose a "
+        "weighting that is finite at the smallest time."
     )
