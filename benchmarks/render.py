@@ -97,6 +97,10 @@ def _precision(data: dict[str, Any]) -> str:
         ["solver", "evaluations", "pilot evaluations in all", "pilot seconds"],
         [[r["solver"], r["nfe"], r["pilot evaluations"], r["pilot seconds"]] for r in adapted],
     )
+    others = _table(
+        ["seed of the starts", "evaluations", "ExponentialAdams", "diffusers' best"],
+        [[r["seed"], r["nfe"], r["sdediff"], r["diffusers"]] for r in data["other starts"]],
+    )
     noisy = _table(
         ["library", "solver", "grid", "evaluations", "relative error of the standard deviation"],
         [[r["library"], r["solver"], r["grid"], r["nfe"], r["std error"]] for r in data["stochastic"]],
@@ -107,6 +111,8 @@ def _precision(data: dict[str, Any]) -> str:
         + "\n".join(tables)
         + "\nWhat it took to adapt the grids, on starts that are not among those compared:\n\n"
         + pilot
+        + "\n### From other starts\n\nMedians on log-SNR nodes, and of the best scheduler of each budget.\n\n"
+        + others
         + "\n### Stochastic solvers\n\nη = 1, data N(1, ¼), between the same noise levels; exact, by linearity.\n\n"
         + noisy
     )

@@ -38,5 +38,7 @@ def ring(n: int = 4096, seed: int = 0) -> Target:
     flow = sde.probability_flow(score)
     best = ExponentialMultistep(4, corrector=Polynomial())  # of order 5
     fine, finer = (sd.solve(flow, x, solver=best, grid=sd.grids.LogSNR(k)).x for k in (3000, 6000))
-    assert (fine - finer).abs().max() < 1e-9
+    unsure = float((fine - finer).norm(dim=1).max())  # largest where the flow parts towards two modes
+    if not unsure < 1e-6:
+        raise RuntimeError(f"The reference of seed {seed} is known to {unsure:.1e} alone: take finer grids.")
     return Target(flow, sde.reverse(score), x, finer)
