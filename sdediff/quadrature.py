@@ -10,24 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
-_NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(16))
-_UNIT = 0.5 * (_NODES + 1)  # nodes on [0, 1]
-_HALF = 0.5 * _WEIGHTS
+from .collocation import Legendre, panel_of, refined, relative
 
-
-def _after() -> Tensor:
-    """a_qr (Q, Q): the weights of the values at nodes r in the integral from node q to 1, of the polynomial through them."""
-    x = _UNIT.unsqueeze(1) + (1 - _UNIT).unsqueeze(1) * _UNIT  # (Q, R)
-    others = [torch.cat([_UNIT[:r], _UNIT[r + 1 :]]) for r in range(len(_UNIT))]
-    basis = [((x.unsqueeze(-1) - o) / (_UNIT[r] - o)).prod(-1) for r, o in enumerate(others)]
-    return torch.stack([((1 - _UNIT).unsqueeze(1) * _HALF * values).sum(1) for values in basis], 1)
-
-
-_AFTER = _after()
+_RULE = Legendre(16)
 
 
 class LinearKernel:
@@ -44,20 +32,8 @@ class LinearKernel:
 
     def __init__(self, a: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor], t_max: float):
         self.a, self.g, self.t_max = a, g, t_max
-        coarse = self._tabulate(16)
-        for panels in (32, 64, 128, 256, 512, 1024):
-            fine = self._tabulate(panels)
-            error = max(_relative(f[::2], c) for f, c in zip(fine[1:], coarse[1:], strict=True))
-            if error < 1e-11:
-                break
-            coarse = fine
-        else:
-            raise ValueError(
-                f"The kernel of this process could not be derived from its coefficients: with 1,024 panels the relative "
-                f"error is {error:.1e}. A coefficient that jumps or becomes infinite in [0, {t_max:g}] does this; give "
-                "log_alpha(t) and variance(t) instead."
-            )
-        self.ends, self.log_alphas, self.variances = fine
+        cure = "; give log_alpha(t) and variance(t) instead"
+        self.ends, self.log_alphas, self.variances = refined(self._tabulate, _change, t_max, cure)
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """The integral of a from 0 to t."""
@@ -71,21 +47,20 @@ class LinearKernel:
         return self.variances.to(t.device)[panel] * decay + self._added(start, t)
 
     def _panel(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        count = len(self.ends) - 1
-        panel = (t.detach() / self.t_max * count).long().clamp(0, count - 1)
+        panel = panel_of(t, self.t_max, len(self.ends) - 1)
         return panel, self.ends.to(t.device)[panel]
 
     def _integral_a(self, start: Tensor, end: Tensor) -> Tensor:
         length = (end - start).unsqueeze(-1)
-        u = start.unsqueeze(-1) + length * _UNIT.to(end.device)
-        return (_values(self.a, u) * _HALF.to(end.device)).sum(-1) * length.squeeze(-1)
+        u = start.unsqueeze(-1) + length * _RULE.nodes.to(end.device)
+        return (_values(self.a, u) * _RULE.weights.to(end.device)).sum(-1) * length.squeeze(-1)
 
     def _added(self, start: Tensor, end: Tensor) -> Tensor:
         """The variance gained between start and end."""
         length = (end - start).unsqueeze(-1)
-        u = start.unsqueeze(-1) + length * _UNIT.to(end.device)
-        decay = torch.exp(2 * length * (_values(self.a, u) @ _AFTER.to(end.device).T))
-        return (_values(self.g, u) ** 2 * decay * _HALF.to(end.device)).sum(-1) * length.squeeze(-1)
+        u = start.unsqueeze(-1) + length * _RULE.nodes.to(end.device)
+        decay = torch.exp(2 * length * (_values(self.a, u) @ _RULE.after.to(end.device).T))
+        return (_values(self.g, u) ** 2 * decay * _RULE.weights.to(end.device)).sum(-1) * length.squeeze(-1)
 
     def _tabulate(self, panels: int) -> tuple[Tensor, Tensor, Tensor]:
         ends = torch.linspace(0, self.t_max, panels + 1, dtype=torch.float64)
@@ -103,7 +78,6 @@ def _values(coefficient: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     return torch.as_tensor(coefficient(u), dtype=torch.float64, device=u.device).expand_as(u)
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
-    error = (a - b).abs() / b.abs().clamp_min(1e-300)
-    error = torch.where(a == b, torch.zeros_like(error), error)
-    return float(torch.where(torch.isfinite(a), error, torch.inf).max())
+def _change(fine: tuple[Tensor, ...], coarse: tuple[Tensor, ...]) -> float:
+    """The largest relative difference of log alpha and the variance at the ends that both tables have."""
+    return max(relative(f[::2], c, c.abs()) for f, c in zip(fine[1:], coarse[1:], strict=True))

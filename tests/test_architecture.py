@@ -116,7 +116,7 @@ def test_the_mathematics_knows_no_numerics(name):
 
 
 # What a solver may know. `score` and `forms` are what a semilinear SDE hands out; `brownian` is noise; `checks`,
-# `counting`, `autodiff` and `blocks` know nothing themselves.
+# `counting`, `autodiff`, `blocks` and `collocation` know nothing themselves.
 KNOWABLE = {
     "sde",
     "diffusion",
@@ -130,6 +130,7 @@ KNOWABLE = {
     "counting",
     "autodiff",
     "blocks",
+    "collocation",
 }
 
 

@@ -19,19 +19,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..blocks import act, gram, product
+from ..collocation import Legendre, panel_of, refined, relative
 
-_POINTS = 10
-_NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_POINTS))
-_UNIT, _HALF = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS  # on [0, 1]
+_RULE = Legendre(10)
+_MOMENTS = _RULE.moments(3)
 _CHUNK = 2**22  # entries of matrices held at once
-
-TOLERANCE = 1e-11
-"""The relative change that halving the panels may still make."""
 
 Drift = Callable[[Tensor], Tensor]
 """A at times of any shape, (*t, m, k, k)."""
@@ -95,24 +91,12 @@ class Moments:
         t_max: the end of the domain.
 
     Raises:
-        ValueError: the integrals do not converge to ``TOLERANCE``, as for a coefficient that jumps or is infinite.
+        ValueError: the integrals do not converge to ``1e-11``, as for a coefficient that jumps or is infinite.
     """
 
     def __init__(self, drift: Drift, inputs: Inputs, t_max: float):
         self.drift, self.inputs, self.t_max = drift, inputs, t_max
-        coarse = self._tabulate(16)
-        for panels in (32, 64, 128, 256, 512, 1024):
-            fine = self._tabulate(panels)
-            error = _change(fine.at(slice(None, None, 2)), coarse)
-            if error < TOLERANCE:
-                break
-            coarse = fine
-        else:
-            raise ValueError(
-                f"The kernel of this process could not be derived from its coefficients: with 1,024 panels the relative "
-                f"error is {error:.1e}. A coefficient that jumps or becomes infinite in [0, {t_max:g}] does this: smooth it, "
-                "or end the clock before it (t_max)."
-            )
+        self.cumulative = refined(self._tabulate, _change, t_max, ": smooth it, or end the clock before it (t_max)")
 
     def from_start(self, t: Tensor) -> Kernel:
         """The kernels from 0 to t, float64 of any shape."""
@@ -135,8 +119,7 @@ class Moments:
     # ---- panels -----------------------------------------------------------------------------------------------
 
     def _panel(self, t: Tensor) -> Tensor:
-        count = len(self.ends) - 1
-        return (t.detach() / self.t_max * count).long().clamp(0, count - 1)
+        return panel_of(t, self.t_max, len(self.ends) - 1)
 
     def _tabulate(self, panels: int) -> Kernel:
         """Tables for this many panels; the kernels from 0 to each of their ends."""
@@ -147,8 +130,7 @@ class Moments:
                 last, reach = self.runs[-1], 2 ** (len(self.runs) - 1)
                 self.runs.append(last.at(slice(None, -reach)).then(last.at(slice(reach, None))))
             count = torch.arange(panels + 1)
-            self.cumulative = self._across(torch.zeros_like(count), count)
-        return self.cumulative
+            return self._across(torch.zeros_like(count), count)
 
     def _across(self, first: Tensor, count: Tensor) -> Kernel:
         """The kernels of ``count`` whole panels from panel ``first`` on, both (N,)."""
@@ -171,41 +153,22 @@ class Moments:
 
     def _within(self, s: Tensor, t: Tensor) -> Kernel:
         """The kernels from s to t, both (N,), in the same panel."""
-        size = self.drift(s[:1]).numel() * (_POINTS + 1)
+        size = self.drift(s[:1]).numel() * (len(_RULE.nodes) + 1)
         parts = [self._short(*part) for part in zip(*(v.split(max(1, _CHUNK // size)) for v in (s, t)), strict=True)]
         return Kernel(*(torch.cat([getattr(p, name) for p in parts]) for name in ("scale", "shift", "covariance")))
 
     def _short(self, s: Tensor, t: Tensor) -> Kernel:
         h = (t - s).unsqueeze(1)
-        u = s.unsqueeze(1) + h * _UNIT.to(t.device)  # (N, Q)
+        u = s.unsqueeze(1) + h * _RULE.nodes.to(t.device)  # (N, Q)
         powers = torch.einsum("piq,nqmkl->pnimkl", _MOMENTS.to(t.device), self.drift(u)) * h.reshape(-1, 1, 1, 1, 1)
         phi = exponential(exponent(*powers))  # from s, and from each u, to t: (N, 1 + Q, m, k, k)
         b, root = self.inputs(u)
-        weight = (h * _HALF.to(t.device)).reshape(*u.shape, 1, 1)
+        weight = (h * _RULE.weights.to(t.device)).reshape(*u.shape, 1, 1)
         return Kernel(
             phi[:, 0],
             (weight * act(phi[:, 1:], b)).sum(1),
             (weight.unsqueeze(-1) * gram(product(phi[:, 1:], root))).sum(1),
         )
-
-
-def _moments() -> Tensor:
-    r"""Weights (3, 1 + Q, Q) of A at the nodes q of [0, 1] in :math:`\int_{x_i}^1\bigl(\frac{x - m_i}{1 - x_i}\bigr)^pA\,dx`.
-
-    x_i is 0 or a node and m_i the middle of [x_i, 1]; integrated is the polynomial through the nodes.
-    """
-    starts = torch.cat([_UNIT.new_zeros(1), _UNIT])
-    length = (1 - starts).unsqueeze(1)
-    x = starts.unsqueeze(1) + length * _UNIT  # (1 + Q, R)
-    lagrange = []
-    for q in range(_POINTS):
-        others = torch.cat([_UNIT[:q], _UNIT[q + 1 :]])
-        lagrange.append(((x.unsqueeze(-1) - others) / (_UNIT[q] - others)).prod(-1))
-    powers = torch.stack([(_UNIT - 0.5) ** p for p in range(3)])  # (3, R)
-    return torch.einsum("pr,ir,qir->piq", powers * _HALF, length.expand_as(x), torch.stack(lagrange))
-
-
-_MOMENTS = _moments()
 
 
 def exponent(mean: Tensor, slope: Tensor, bend: Tensor) -> Tensor:
@@ -240,6 +203,7 @@ def _commutator(a: Tensor, b: Tensor) -> Tensor:
 
 def _change(fine: Kernel, coarse: Kernel) -> float:
     """The largest relative difference: of scales per block, of covariances per pair of coordinates."""
+    fine = fine.at(slice(None, None, 2))  # the ends that both tables have
     size = torch.linalg.matrix_norm(coarse.scale, keepdim=True)
     deviation = torch.diagonal(coarse.covariance, dim1=-2, dim2=-1).clamp_min(0).sqrt()
     spread = deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
@@ -249,10 +213,4 @@ def _change(fine: Kernel, coarse: Kernel) -> float:
         (fine.shift, coarse.shift, offsets),
         (fine.covariance, coarse.covariance, spread),
     )
-    return max(_relative(*pair) for pair in pairs)
-
-
-def _relative(a: Tensor, b: Tensor, size: Tensor) -> float:
-    error = (a - b).abs() / size.clamp_min(1e-300)
-    error = torch.where(a == b, torch.zeros_like(error), error)
-    return float(torch.where(torch.isfinite(a), error, torch.inf).max())
+    return max(relative(*pair) for pair in pairs)

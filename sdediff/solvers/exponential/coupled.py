@@ -21,21 +21,18 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...blocks import act, gram, product, root
+from ...collocation import TOLERANCE, Legendre
 from ...noise import Stream
 from ...score import Score
 from ...sde import SDE, Coefficient, CoupledSemilinear, check_coefficient, evaluate
 from ..base import Advance, Orders, Remembering, Solver
 from .rules import Variable, in_power, lagrange
 
-_POINTS = 12
-_NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(_POINTS))
-_UNIT, _HALF = 0.5 * (_NODES + 1), 0.5 * _WEIGHTS  # on [0, 1]
-_TOLERANCE = 1e-11
+_RULE = Legendre(12)
 _MOST_PARTS = 64
 _LEVEL = in_power(0.65)
 
@@ -171,7 +168,7 @@ def propagators(sde: Any, grid: Tensor, eta2: Tensor) -> Propagators:
             ((finer.psi - steps.psi).abs() / finer.psi.abs().amax((-2, -1), keepdim=True).clamp_min(1e-300)).max()
         )
         steps = finer
-        if change < _TOLERANCE:
+        if change < TOLERANCE:
             break
     return steps
 
@@ -179,7 +176,7 @@ def propagators(sde: Any, grid: Tensor, eta2: Tensor) -> Propagators:
 def _in_parts(sde: Any, grid: Tensor, eta2: Tensor, parts: int) -> Propagators:
     """By collocation at Gauss-Legendre nodes of log u in each part: X = Ψ(end, u) solves dX = -X F du from X = I."""
     length = (grid[1:] / grid[:-1]).log()  # of a step in log u
-    x = (torch.arange(parts, dtype=grid.dtype).unsqueeze(1) + _UNIT) / parts  # (P, Q)
+    x = (torch.arange(parts, dtype=grid.dtype).unsqueeze(1) + _RULE.nodes) / parts  # (P, Q)
     u = grid[:-1, None, None] * torch.exp(length[:, None, None] * x)  # (N, P, Q)
     du = (u * length[:, None, None] / parts)[..., None, None, None]
     drift, _, factor = sde.coefficients(u)
@@ -195,7 +192,7 @@ def _in_parts(sde: Any, grid: Tensor, eta2: Tensor, parts: int) -> Propagators:
         after.append(product(after[-1], whole[:, part]))
     psi = after.pop()
     psi_u = product(torch.stack(after[::-1], 1).unsqueeze(2), inner.movedim(2, 3))  # (N, P, Q, m, k, k)
-    weight = _HALF[:, None, None, None] * du
+    weight = _RULE.weights[:, None, None, None] * du
     added = -half * weight * product(product(psi_u, pull), kernel.scale)
     noise = (-weight * gram(product(psi_u, factor))).sum((1, 2)) * eta2[:, None, None, None]
     scale = sde.scales(grid).kernel.scale
@@ -207,22 +204,12 @@ def _in_parts(sde: Any, grid: Tensor, eta2: Tensor, parts: int) -> Propagators:
 def _collocated(flow: Tensor) -> tuple[Tensor, Tensor]:
     """X at the nodes (..., Q, k, k) and over the whole part (..., k, k), for F du at the nodes (..., Q, k, k)."""
     count, k = flow.shape[-3], flow.shape[-1]
-    coupling = torch.einsum("qr,...rij->...riqj", _AFTER, flow).reshape(*flow.shape[:-3], count * k, count * k)
+    coupling = torch.einsum("qr,...rij->...riqj", _RULE.after, flow).reshape(*flow.shape[:-3], count * k, count * k)
     eye = torch.eye(k, dtype=flow.dtype)
     rows = eye.repeat(1, count).expand(*flow.shape[:-3], k, count * k)
     solved = torch.linalg.solve(torch.eye(count * k, dtype=flow.dtype) - coupling, rows, left=False)
     inner = solved.reshape(*solved.shape[:-1], count, k).movedim(-2, -3)
-    return inner, eye + torch.einsum("q,...qij->...ij", _HALF, product(inner, flow))
-
-
-def _after() -> Tensor:
-    r"""a_qr (Q, Q): the weights of the nodes r in the integral from node q to 1, exact for polynomials through the nodes."""
-    x = _UNIT.unsqueeze(1) + (1 - _UNIT).unsqueeze(1) * _UNIT  # (Q, R)
-    basis = lagrange(_UNIT.unsqueeze(0), x.reshape(1, -1)).reshape(*x.shape, _POINTS)
-    return torch.einsum("qr,qrj->qj", (1 - _UNIT).unsqueeze(1) * _HALF, basis)
-
-
-_AFTER = _after()
+    return inner, eye + torch.einsum("q,...qij->...ij", _RULE.weights, product(inner, flow))
 
 
 def _pull(gram: Tensor, covariance: Tensor) -> Tensor:
