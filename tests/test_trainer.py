@@ -22,13 +22,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import save_file
 from scipy import stats
 from torch import nn
 
 import sdediff as sd
 from sdediff import training as tr
-from sdediff.cli.main import main
+from sdediff.cli.main import app, main
 from sdediff.training import state as state_module
 from sdediff.training.order import Order, split
 from sdediff.training.tensors import read_tensors, write_tensors
@@ -706,6 +707,20 @@ def test_options_come_from_a_file_and_what_is_typed_comes_first(here, capsys):
         assert said in err and err.count("\n") == 1, err
     assert main(["train", "--config", "none.toml"]) == 2
     assert "There is no file none.toml" in capsys.readouterr().err
+
+
+def test_every_option_can_stand_in_a_file_under_its_long_name(here, capsys, monkeypatch):
+    command = typer.main.get_command(app).commands["train"]
+    names = {option for parameter in command.params for option in parameter.opts if option.startswith("--")}
+    names -= {"--config", "--help"}
+    assert {"--device", "--shared-scale", "--data", "--out"} <= names
+    Path("all.json").write_text(json.dumps({"none": 0}))
+    assert main(["train", "--data", "data.npy", "--config", "all.json"]) == 2
+    listed = capsys.readouterr().err.split("Options: ")[1].rstrip(".\n").split(", ")
+    assert {f"--{name.replace('_', '-')}" for name in listed} == names
+    Path("all.toml").write_text('device = "nowhere"\nsteps = 2\n')
+    assert main(["train", "--data", "data.npy", "--config", "all.toml"]) == 2
+    assert "--device nowhere cannot be used here" in capsys.readouterr().err
 
 
 def _command(words):

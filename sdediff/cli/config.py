@@ -31,19 +31,28 @@ def _read(path: Path) -> Any:
     return table
 
 
+def _long_names(command: Any) -> dict[str, str]:
+    """The long name of each option, with underscores, and the parameter that it fills."""
+    return {
+        option.removeprefix("--").replace("-", "_"): parameter.name
+        for parameter in command.params
+        if parameter.name not in ("config", "help")
+        for option in parameter.opts
+        if option.startswith("--")
+    }
+
+
 def _take(context: typer.Context, path: Path | None) -> Path | None:
     """Make the file's options the defaults of this command."""
     if path is not None:
-        known = [
-            str(parameter.name) for parameter in context.command.params if parameter.name not in ("config", "help")
-        ]
+        known = _long_names(context.command)
         table = {key.replace("-", "_"): value for key, value in _read(path).items()}
         for key in table:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
                 meant = f" Did you mean {near[0]}?" if near else ""
                 raise ValueError(f"{path} names {key!r}, which is no option.{meant} Options: {', '.join(known)}.")
-        context.default_map = {**(context.default_map or {}), **table}
+        context.default_map = {**(context.default_map or {}), **{known[key]: value for key, value in table.items()}}
     return path
 
 
