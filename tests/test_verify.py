@@ -13,6 +13,7 @@ from scipy import stats
 import sdediff as sd
 from sdediff.verify import halving, identity, laws, report, statistics
 from sdediff.verify.operator import fokker_planck, residual
+from sdediff.verify.worst import Worst
 
 D = sd.densities
 PROCESSES = {
@@ -605,6 +606,34 @@ def test_report_without_rows_or_with_nan_fails():
     assert not report.exact_row("broken", math.nan, 1e-9).passed
     assert report.exact_row("broken", math.nan, 1e-9).excess == math.inf
     assert report.exact_row("fine", 1e-12, 1e-9).excess == pytest.approx(-3)
+
+
+@pytest.mark.parametrize("errors", [[math.nan, 1e-12], [1e-12, math.nan, 2e-12], [0.5, 1e-12, math.nan, 0.7]], ids=str)
+def test_nan_at_one_time_is_not_forgotten_at_the_next(errors):
+    worst = Worst()
+    for k, error in enumerate(errors):
+        worst.seen(error, f"time {k}")
+    row = worst.row("broken", 1e-9)
+    assert math.isnan(row.statistic) and not row.passed and row.detail == f"time {errors.index(math.nan)}"
+
+
+def test_the_worst_error_and_where_it_was():
+    worst = Worst()
+    assert worst.row("nothing", 1e-9).passed and worst.row("nothing", 1e-9).statistic == 0
+    for error in (2e-12, 5e-12, 5e-12, 1e-12):
+        worst.seen(error, str(error))
+    assert worst.row("fine", 1e-9).statistic == 5e-12 and worst.row("fine", 1e-9).passed
+    assert worst.row("coarse", 4e-12).detail == "5e-12" and not worst.row("coarse", 4e-12).passed
+
+
+def test_a_process_that_is_nan_between_times_at_which_it_is_not():
+    class Gap(sd.VP):
+        def gram_divergence(self, x, t):
+            return super().gram_divergence(x, t) * (math.nan if 0.2 < float(t) < 0.45 else 1.0)
+
+    found = sd.verify.check_sde(Gap(), n=1_000)
+    (broken,) = (row for row in found.rows if not row.passed)
+    assert broken.what.startswith("∇·(GGᵀ)") and math.isnan(broken.statistic)
 
 
 def test_report_as_json_and_html():

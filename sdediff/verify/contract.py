@@ -6,7 +6,6 @@ all its forms, follow autograd in x, keep their hands off their arguments, and t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ from ..sde import SDE
 from .attempt import attempt, told
 from .differences import slope
 from .moments import relative
-from .report import Row, exact_row, fact_row
+from .report import Row, fact_row
+from .worst import Worst
 
 EXACT = 1e-9
 """The largest relative difference between two evaluations that should give the same number in float64."""
@@ -195,7 +195,7 @@ def _differentiable(what: str, probe: Probe, seed: int) -> Row:
     """The derivative of w·f along v by autograd and by differences, v in proportion to x: what must be positive stays so."""
     x, generator = probe.states(seed), torch.Generator().manual_seed(seed + 2)
     w, z = (torch.randn(x.shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    v, worst, where = x * z, 0.0, ""
+    v, worst = x * z, Worst()
     for name, field in probe.fields.items():
         for t in probe.times:
             with torch.enable_grad():
@@ -206,15 +206,12 @@ def _differentiable(what: str, probe: Probe, seed: int) -> Row:
             seen = slope(lambda e, t=t, field=field: (w * field(x + e * v, t)).sum(), 0.05)  # type: ignore[misc]
             scale = (w * field(x, t)).abs().sum()
             error = relative(claimed - seen, seen, claimed, scale)
-            if not error <= worst:
-                worst, where = (
-                    error,
-                    (
-                        f"{name} at t = {t:.4g}: autograd says {float(claimed):.4g}, differences {float(seen):.4g}. Keep x in "
-                        "the graph: no detach, .item(), no_grad or NumPy on the way."
-                    ),
-                )
-    return exact_row(what, worst, _GRADIENT, where)
+            worst.seen(
+                error,
+                f"{name} at t = {t:.4g}: autograd says {float(claimed):.4g}, differences {float(seen):.4g}. Keep x in the "
+                "graph: no detach, .item(), no_grad or NumPy on the way.",
+            )
+    return worst.row(what, _GRADIENT)
 
 
 def _worst(
@@ -225,13 +222,11 @@ def _worst(
     cure: str,
 ) -> Row:
     """The largest relative difference among pairs, for f and for g."""
-    worst, where = 0.0, ""
+    worst = Worst()
     for name, field in probe.fields.items():
         try:
-            errors = [relative(a - b, b) for a, b in compare(field)]
+            for a, b in compare(field):
+                worst.seen(relative(a - b, b), f"{name}: {cure}")
         except Exception as error:
             return fact_row(what, f"{name}: {told(error)}")
-        largest = math.nan if any(math.isnan(e) for e in errors) else max(errors)
-        if not largest <= worst:
-            worst, where = largest, f"{name}: {cure}"
-    return exact_row(what, worst, tolerance, where)
+    return worst.row(what, tolerance)

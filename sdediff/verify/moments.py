@@ -28,6 +28,7 @@ from .attempt import attempt
 from .differences import slope
 from .operator import gram, rows
 from .report import Row, exact_row
+from .worst import Worst
 
 RATE = 1e-7
 """The largest relative error of a rate of change: d/dt by differences is good to about 1e-10."""
@@ -130,18 +131,14 @@ def kernel_rows(sde: SDE, kernel: Kernel, times: Sequence[float], x: Tensor) -> 
 
 
 def _affine(sde: SDE, event_shape: tuple[int, ...], times: Sequence[float], x: Tensor) -> Row:
-    worst, where = 0.0, ""
+    worst = Worst()
     for t in times:
         c, noise = coefficients(sde, event_shape, t), gram(sde.diffusion(x, t), x)
         drift, claimed = rows(sde.drift(x, t)), rows(x) @ c.rate.T + c.push
         for name, seen, expected in (("f", drift, claimed), ("g gᵀ", noise, c.gram.expand_as(noise))):
-            error = relative(seen - expected, expected)
-            if not error <= worst:
-                worst, where = (
-                    error,
-                    f"{name} at t = {t:.3g}; a process with a Gaussian kernel has f = A(t) x + b(t), g(t).",
-                )
-    return exact_row("kernel: f is affine in x, g ignores x", worst, SAME, where)
+            where = f"{name} at t = {t:.3g}; a process with a Gaussian kernel has f = A(t) x + b(t), g(t)."
+            worst.seen(relative(seen - expected, expected), where)
+    return worst.row("kernel: f is affine in x, g ignores x", SAME)
 
 
 def start_errors(kernel: Kernel) -> tuple[float, float]:
@@ -168,7 +165,7 @@ def _noise_of_start(kernel: Kernel) -> Tensor:
 
 
 def _mean(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
-    worst, where = 0.0, ""
+    worst = Worst()
     for t in times:
         c, now = coefficients(sde, kernel.event_shape, t), kernel.at(t)
         there = torch.cat([now.map, now.shift.unsqueeze(1)], 1)  # (D, D + 1)
@@ -176,23 +173,21 @@ def _mean(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
         wanted[:, -1] += c.push
         rate = slope(lambda e, t=t: _joined(kernel.at(t + e)), _room(t, sde.t_max))  # type: ignore[misc]
         error = relative(rate - wanted, torch.cat([rate, wanted]), there / sde.t_max)
-        if not error <= worst:
-            worst, where = error, f"at t = {t:.3g} the kernel's mean moves {_times(rate, wanted)} what f says."
-    return exact_row("kernel: its mean moves as f says", worst, RATE, where)
+        worst.seen(error, f"at t = {t:.3g} the kernel's mean moves {_times(rate, wanted)} what f says.")
+    return worst.row("kernel: its mean moves as f says", RATE)
 
 
 def _covariance(sde: SDE, kernel: Kernel, times: Sequence[float]) -> Row:
-    worst, where = 0.0, ""
+    worst = Worst()
     for t in times:
         c, now = coefficients(sde, kernel.event_shape, t), kernel.at(t).covariance
         pulled = c.rate @ now
         wanted = pulled + pulled.T + c.gram
         rate = slope(lambda e, t=t: kernel.at(t + e).covariance, _room(t, sde.t_max))  # type: ignore[misc]
         error = relative(rate - wanted, torch.cat([rate, pulled, c.gram]))
-        if not error <= worst:
-            asked = rate - pulled - pulled.T
-            worst, where = error, f"at t = {t:.3g} the kernel asks for a GGᵀ that is {_times(asked, c.gram)} that of g."
-    return exact_row("kernel: its covariance as f and g say", worst, RATE, where)
+        asked = _times(rate - pulled - pulled.T, c.gram)
+        worst.seen(error, f"at t = {t:.3g} the kernel asks for a GGᵀ that is {asked} that of g.")
+    return worst.row("kernel: its covariance as f and g say", RATE)
 
 
 def relative(difference: Tensor, *beside: Tensor) -> float:

@@ -25,7 +25,8 @@ from .differences import slope
 from .laws import Law
 from .moments import relative
 from .operator import fokker_planck, gram, residual, rows
-from .report import Row, exact_row
+from .report import Row
+from .worst import Worst
 
 POINTWISE = 1e-9
 """The largest relative residual that passes."""
@@ -97,15 +98,14 @@ def _reversal(scene: Scene, process: Any, times: Sequence[float], what: str, flo
 
 
 def _back_again(scene: Scene, times: Sequence[float], what: str) -> Row:
-    score, worst, where = scene.law.score, 0.0, ""
+    score, worst = scene.law.score, Worst()
     there_and_back = scene.sde.reverse(score).reverse(score)
     for t in times:
         x = scene.points(t)
         drift = scene.sde.drift(x, t)
         error = relative(there_and_back.drift(x, t) - drift, drift, x / _length(scene.sde))
-        if not error <= worst:
-            worst, where = error, f"at t = {t:.4g}."
-    return exact_row(what, worst, POINTWISE, where)
+        worst.seen(error, f"at t = {t:.4g}.")
+    return worst.row(what, POINTWISE)
 
 
 def divergence_rows(probe: Probe, seed: int) -> Iterable[Row]:
@@ -116,7 +116,7 @@ def divergence_rows(probe: Probe, seed: int) -> Iterable[Row]:
 
 def _divergence(probe: Probe, what: str, seed: int) -> Row:
     sde, x = probe.sde, probe.draw(16, torch.Generator().manual_seed(seed))
-    flat, worst, where = rows(x), 0.0, ""
+    flat, worst = rows(x), Worst()
     # Steps in proportion to x, so that what must be positive stays so; but not where x is next to nothing.
     least = 1e-3 * float(flat.square().mean().sqrt()) or 1.0
     reach = torch.where(flat.abs() > least, flat, least)
@@ -135,18 +135,15 @@ def _divergence(probe: Probe, what: str, seed: int) -> Row:
             seen, change = seen + column, torch.maximum(change, column.abs())
         scale = gram(sde.diffusion(x, t), x).abs().amax((1, 2)) / reach.abs().amax(1)
         error = relative(claimed - seen, seen, claimed, change, scale)
-        if not error <= worst:
-            worst, where = error, f"at t = {t:.4g}: (∇·D)_i = Σ_j ∂_j D_ij. A g that leaves autograd's graph has none."
-    return exact_row(what, worst, _BY_DIFFERENCES, where)
+        worst.seen(error, f"at t = {t:.4g}: (∇·D)_i = Σ_j ∂_j D_ij. A g that leaves autograd's graph has none.")
+    return worst.row(what, _BY_DIFFERENCES)
 
 
 def _worst_over(times: Sequence[float], what: str, terms: Callable[[float], Tensor], wrong: str) -> Row:
-    worst, where = 0.0, ""
+    worst = Worst()
     for t in times:
-        error = residual(terms(t))
-        if not error <= worst:
-            worst, where = error, f"at t = {t:.4g}: {wrong}"
-    return exact_row(what, worst, POINTWISE, where)
+        worst.seen(residual(terms(t)), f"at t = {t:.4g}: {wrong}")
+    return worst.row(what, POINTWISE)
 
 
 def _length(sde: SDE) -> float:

@@ -15,6 +15,7 @@ from .attempt import attempt
 from .moments import SAME, Kernel, Moments, read_off, relative
 from .operator import rows
 from .report import Row, exact_row
+from .worst import Worst
 
 _SINGLE = 1e-4  # float32 at early times: rounding of t itself, multiplied by how steep the schedule is
 _PRIOR = 0.02  # standard deviations, and a factor of the spread
@@ -44,7 +45,7 @@ def has_prior(sde: Any) -> bool:
 
 def _agreement(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
     x0 = torch.linspace(-1.5, 2, 3 * kernel.size, dtype=torch.float64).reshape(3, *kernel.event_shape)
-    worst, where = 0.0, ""
+    worst = Worst()
     for t in times:
         moments = kernel.at(t)
         alpha, sigma, law = sde.alpha(t), sde.sigma(t), sde.marginal(x0, t)
@@ -60,33 +61,32 @@ def _agreement(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> R
         }
         for name, (said, perturbed) in pairs.items():
             error = relative(said - perturbed, perturbed, torch.ones(()) if name == "log_snr" else perturbed)
-            if not error <= worst:
-                worst, where = error, f"{name} at t = {t:.4g} is not what perturb does (log_snr = 2 log(alpha/sigma))."
-    return exact_row(what, worst, SAME, where)
+            worst.seen(error, f"{name} at t = {t:.4g} is not what perturb does (log_snr = 2 log(alpha/sigma)).")
+    return worst.row(what, SAME)
 
 
 def _inverse(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
-    errors = [abs(float(sde.time_of(sde.log_snr(t))) - t) / sde.t_max for t in times]
-    worst = max(errors, key=lambda e: math.inf if math.isnan(e) else e)
-    return exact_row(what, worst, SAME, "time_of(log_snr(t)) is not t.")
+    worst = Worst()
+    for t in times:
+        worst.seen(abs(float(sde.time_of(sde.log_snr(t))) - t) / sde.t_max, "time_of(log_snr(t)) is not t.")
+    return worst.row(what, SAME)
 
 
 def _single(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
     """alpha and sigma at float32 times, early ones too, against the same times in float64."""
     early = [_EARLY * sde.t_max * 10.0**k for k in range(4)]
     single = torch.tensor([*early, *times], dtype=torch.float32)
-    worst, where = 0.0, ""
+    worst = Worst()
     for name, value in (("alpha", sde.alpha), ("sigma", sde.sigma)):
         seen, right = value(single).double(), value(single.double())
         error = float(((seen - right).abs() / right.abs()).max())
-        if not error <= worst:
-            worst, where = error, f"{name} loses its digits: compute it in float64, and 1 - exp(-y) as -expm1(-y)."
-    return exact_row(what, worst, _SINGLE, where)
+        worst.seen(error, f"{name} loses its digits: compute it in float64, and 1 - exp(-y) as -expm1(-y).")
+    return worst.row(what, _SINGLE)
 
 
 def _composition(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
     """x_0 to s to t is x_0 to t, for neighbouring times."""
-    worst, where = 0.0, ""
+    worst = Worst()
     for s, t in pairwise(times):
         step, first, both = transition_moments(sde, s, t, kernel), kernel.at(s), kernel.at(t)
         pairs = {
@@ -95,10 +95,8 @@ def _composition(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) ->
             "covariance": (step.map @ first.covariance @ step.map.T + step.covariance, both.covariance),
         }
         for name, (seen, right) in pairs.items():
-            error = relative(seen - right, right)
-            if not error <= worst:
-                worst, where = error, f"its {name}, from 0 over {s:.4g} to {t:.4g}."
-    return exact_row(what, worst, 1e-8, where)
+            worst.seen(relative(seen - right, right), f"its {name}, from 0 over {s:.4g} to {t:.4g}.")
+    return worst.row(what, 1e-8)
 
 
 def transition_moments(sde: Any, s: float, t: float, kernel: Kernel) -> Moments:
