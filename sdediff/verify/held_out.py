@@ -106,8 +106,8 @@ class HeldOut:
         for t in times:
             first, second = (self._perturbed(t, part, n, generator) for part in (self.fit, self.test))
             waves = Waves(first[1], generator)
-            field = self._terms(t, *first, waves).resembling()
-            after = self._terms(t, *second, waves)
+            field = self._terms(t, *first[:2], waves).resembling()
+            after = self._terms(t, *second[:2], waves)
             stein[f"Stein, t = {t:.3g}"] = after.test(tolerance)
             gaps[f"loss gap, t = {t:.3g}"] = after.along(field, tolerance)
             errors.append(self._enclosed(t, *second, after.along(field)))
@@ -130,7 +130,7 @@ class HeldOut:
         x = self.sde.perturb(each, t, noise)
         return x, Perturbed(rows(x), evaluated(self.score, x, t), rows(noise) / float(self.sde.sigma(t)), copies), x0
 
-    def _terms(self, t: float, x: Tensor, at: Perturbed, _: Tensor, waves: Waves) -> Terms:
+    def _terms(self, t: float, x: Tensor, at: Perturbed, waves: Waves) -> Terms:
         """Waves, the score, and what the smooth estimates say beside it."""
         extra = [at.s, *(evaluated(estimate, x, t) - at.s for estimate in self.estimates)]
         return terms(at, waves, torch.stack(extra, 1))
