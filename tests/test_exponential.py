@@ -155,6 +155,21 @@ def test_ddims_own_parameter_is_its_paper_formula(starts):
     torch.testing.assert_close(got, by_hand, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("sde", [sd.RectifiedFlow(), sd.CosineVP()], ids=lambda s: type(s).__name__)
+def test_ddims_own_parameter_holds_where_the_step_is_infinite(sde, eta, starts):
+    """From alpha = 0 its noise is eta sigma_t: once it was lost there, for eta strictly between 0 and 1."""
+    score = sd.ExactScore(sde, sd.densities.ring(8))
+    z, solver = starts.flip(0), sd.DDIM(eta)
+    data, noise = score.split(starts, 1.0)
+    alpha, sigma = float(sde.alpha(0.5)), float(sde.sigma(0.5))
+    by_hand = alpha * data + math.sqrt(1 - eta**2) * sigma * noise + eta * sigma * z
+    got = sd.solve(sde.reverse(score), starts, solver=solver, grid=[1.0, 0.5], noise=Given(z)).x
+    torch.testing.assert_close(got, by_hand, rtol=0, atol=1e-10)
+    last = sd.solve(sde.reverse(score), starts, solver=solver, grid=[0.5, 0.0], noise=Given(z)).x
+    torch.testing.assert_close(last, score.data(starts, 0.5), rtol=0, atol=1e-10)
+
+
 def test_two_m_is_its_paper_formula(flow, starts):
     """DPM-Solver++ 2M, algorithm 2 of its paper, written out."""
     sde, grid = flow.sde, sd.grids.resolve(flow, 1.0, 0.1, grid=sd.grids.Karras(6))

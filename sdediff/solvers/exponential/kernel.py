@@ -35,7 +35,10 @@ _NODES, _WEIGHTS = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a grid, each field of shape (N,), float64: from s to t, ``h`` in log(alpha/sigma)."""
+    """The steps of a grid, each field of shape (N,), float64: from s to t, ``h`` in log(alpha/sigma).
+
+    ``spent`` is eta² h, which may be finite where h is not.
+    """
 
     time_s: Tensor
     time_t: Tensor
@@ -46,6 +49,7 @@ class Steps:
     sigma_s: Tensor
     sigma_t: Tensor
     eta2: Tensor
+    spent: Tensor
 
     @property
     def h(self) -> Tensor:
@@ -85,10 +89,10 @@ class HeldData(Held):
     view = staticmethod(Score.data)
 
     def linear(self, steps: Steps) -> Tensor:
-        return torch.where(steps.sigma_t > 0, steps.sigma_t / steps.sigma_s * _decay(steps.eta2, steps.h), 0.0)
+        return torch.where(steps.sigma_t > 0, steps.sigma_t / steps.sigma_s * torch.exp(-steps.spent), 0.0)
 
     def noise(self, steps: Steps) -> Tensor:
-        return steps.sigma_t * torch.sqrt(1 - _decay(2 * steps.eta2, steps.h))
+        return steps.sigma_t * torch.sqrt(1 - torch.exp(-2 * steps.spent))
 
     def total(self, steps: Steps) -> Tensor:
         return -steps.alpha_t * torch.expm1(-(1 + steps.eta2) * steps.h)
@@ -119,22 +123,21 @@ class HeldNoise(Held):
 
 def steps_of(process: Semilinear, grid: Tensor, eta2: Tensor | None = None) -> Steps:
     """The steps along a grid of N + 1 nodes; eta² (N,) where it is not the process's own, at the middle of each step."""
-    sde = process.sde
-    ell, alpha, sigma = 0.5 * sde.log_snr(grid), sde.alpha(grid), sde.sigma(grid)
     if eta2 is None:
         eta = process.eta(0.5 * (grid[1:] + grid[:-1]))
         eta2 = eta.to(grid.dtype).expand(len(grid) - 1) ** 2
-    return Steps(
-        grid[:-1], grid[1:], ell[:-1], ell[1:], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], eta2
-    )  # fmt: skip
+    return steps_between(process, grid[:-1], grid[1:], eta2)
+
+
+def steps_between(process: Semilinear, s: Tensor, t: Tensor, eta2: Tensor) -> Steps:
+    """The steps from s to t, with eta², each (N,)."""
+    sde = process.sde
+    ell_s, ell_t = 0.5 * sde.log_snr(s), 0.5 * sde.log_snr(t)
+    spent = torch.where(eta2 > 0, eta2 * (ell_t - ell_s), 0.0)  # 0 without noise, even for infinite h
+    return Steps(s, t, ell_s, ell_t, sde.alpha(s), sde.alpha(t), sde.sigma(s), sde.sigma(t), eta2, spent)
 
 
 def quadrature(h: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes v in [0, h] and their weights, each (N, Q)."""
     half = 0.5 * h.unsqueeze(-1)
     return half * (_NODES + 1), half * _WEIGHTS
-
-
-def _decay(rate: Tensor, h: Tensor) -> Tensor:
-    """exp(-rate h), 1 where the rate is 0 even for infinite h."""
-    return torch.where(rate > 0, torch.exp(-rate * h), 1.0)

@@ -79,17 +79,18 @@ class ExponentialMultistep(Solver):
                 f"{type(self).__name__} with its own stochasticity needs a reversal with noise: solve sde.reverse(score)."
             )
 
-    def eta2(self, process: Semilinear, grid: Tensor) -> Tensor | None:
-        """eta² of each step where the solver sets it, else None."""
+    def steps(self, process: Semilinear, grid: Tensor) -> Steps:
+        """The steps along a grid, with the process's eta or the solver's own, at the middle of each."""
         if self.stochasticity is None:
-            return None
+            return steps_of(process, grid)
         middle = 0.5 * (grid[1:] + grid[:-1])
-        return torch.as_tensor(evaluate(self.stochasticity, middle), dtype=grid.dtype).expand_as(middle) ** 2
+        eta = torch.as_tensor(evaluate(self.stochasticity, middle), dtype=grid.dtype).expand_as(middle)
+        return steps_of(process, grid, eta**2)
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """All weights of the grid at once; the steps then are the predictions and a few kernels."""
         assert isinstance(process, Semilinear)
-        steps = steps_of(process, grid, self.eta2(process, grid))
+        steps = self.steps(process, grid)
         orders = self._orders(process, steps)
         linear, spread = self.prediction.linear(steps), self.prediction.noise(steps)
         check_coefficients(process, grid, linear, spread, self.prediction.total(steps))

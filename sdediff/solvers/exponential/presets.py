@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ...grids import linear_schedule
 from ...sde import Coefficient, Semilinear
-from .kernel import HeldNoise
+from .kernel import HeldNoise, Steps
 from .multistep import ExponentialMultistep
 from .rules import Adams, Midpoint, Polynomial, Published3M, UniPC, Variable, in_log_snr, in_power, in_time
 from .singlestep import ExponentialSingleStep
@@ -30,15 +29,14 @@ class DDIM(ExponentialMultistep):
             raise ValueError(f"eta = {eta} must lie in [0, 1].")
         super().__init__(1, stochasticity=eta)
 
-    def eta2(self, process: Semilinear, grid: Tensor) -> Tensor | None:
-        """DDIM's parameter converted, step by step."""
-        if self.stochasticity is None:
-            return None
+    def steps(self, process: Semilinear, grid: Tensor) -> Steps:
+        """DDIM's parameter converted, step by step; what it leaves of x_s is finite where h is not."""
+        steps = super().steps(process, grid)
+        if self.stochasticity in (None, 0.0, 1.0):  # DDIM's parameter is eta at these
+            return steps
         assert isinstance(self.stochasticity, float)
-        h = 0.5 * linear_schedule(process, "DDIM").log_snr(grid).diff()
-        if self.stochasticity in (0.0, 1.0):
-            return torch.full_like(h, self.stochasticity)
-        return -torch.log1p(self.stochasticity**2 * torch.expm1(-2 * h)) / (2 * h)
+        spent = -0.5 * torch.log1p(self.stochasticity**2 * torch.expm1(-2 * steps.h))
+        return replace(steps, eta2=spent / steps.h, spent=spent)
 
 
 class ExponentialAdams(ExponentialMultistep):

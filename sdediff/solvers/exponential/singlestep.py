@@ -16,7 +16,7 @@ from ...noise import Stream
 from ...sde import SDE, Semilinear
 from ..base import Advance, Orders, Solver
 from ..onestep import check_coefficients
-from .kernel import Held, HeldData, Steps, steps_of
+from .kernel import Held, HeldData, Steps, steps_between, steps_of
 from .rules import Polynomial, Rule
 
 
@@ -93,15 +93,9 @@ class ExponentialSingleStep(Solver):
         self, process: Semilinear, times: Tensor, ells: Tensor, eta2: Tensor, i: int, uses: list[int]
     ) -> tuple[Tensor, Tensor]:
         """The linear factor and the weights of the step from the start to stage i."""
-        steps = _between(process, times[:, 0], times[:, i], eta2)
+        steps = steps_between(process, times[:, 0], times[:, i], eta2)
         return self.prediction.linear(steps), self.rule.weights(self.prediction, steps, ells[:, uses], process.sde)
 
 
 def _part(process: Semilinear, times: Tensor, eta2: Tensor, i: int) -> Steps:
-    return _between(process, times[:, i], times[:, i + 1], eta2)
-
-
-def _between(process: Semilinear, s: Tensor, t: Tensor, eta2: Tensor) -> Steps:
-    sde = process.sde
-    ell_s, ell_t = 0.5 * sde.log_snr(s), 0.5 * sde.log_snr(t)
-    return Steps(s, t, ell_s, ell_t, sde.alpha(s), sde.alpha(t), sde.sigma(s), sde.sigma(t), eta2)
+    return steps_between(process, times[:, i], times[:, i + 1], eta2)
