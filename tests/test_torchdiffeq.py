@@ -15,14 +15,6 @@ METHODS = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 MU, S2, BETA = 0.7, 0.09, 3.0
 
 
-@pytest.fixture
-def installed():
-    pytest.importorskip("torchdiffeq", reason="torchdiffeq is not installed (extra [bench] or [dev])")
-
-
-needs_it = pytest.mark.usefixtures("installed")
-
-
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -44,7 +36,6 @@ def transported(x, s, t):
     return means[1] + math.sqrt(variances[1] / variances[0]) * (x - means[0])
 
 
-@needs_it
 @pytest.mark.parametrize("method", METHODS)
 def test_exact_flow_on_both_clocks(method):
     """At saved times and at the end, for any event shape; nothing is evaluated outside the interval."""
@@ -58,7 +49,6 @@ def test_exact_flow_on_both_clocks(method):
         assert 0 <= min(flow.times) < 1e-300 and 1 - 1e-12 < max(flow.times) <= 1
 
 
-@needs_it
 def test_counts():
     """Evaluations of the score, per sample; the steps taken and rejected: six evaluations each, three at the start."""
     sde, calls = sd.VP(), []
@@ -75,7 +65,6 @@ def test_counts():
     assert out.stats["rejected"] > 0
 
 
-@needs_it
 def test_float32_and_accuracy_on_the_ring():
     """Within a tenfold of the tolerance of the native pair's answer."""
     sde = sd.VP()
@@ -102,7 +91,6 @@ class Plain(sd.ODE):
         return self.function(x, t)
 
 
-@needs_it
 def test_failures_are_named():
     """NaN in some samples, a singularity, the bound on evaluations."""
     x = torch.tensor([[0.25], [2.0], [0.25]], dtype=torch.float64)
@@ -116,7 +104,6 @@ def test_failures_are_named():
         sd.solve(Flow(), x, solver=sd.TorchDiffEq(rtol=1e-9, atol=1e-9, max_evaluations=40), t0=1.0, t1=0.0)
 
 
-@needs_it
 def test_an_underflow_of_torchdiffeq_is_named(monkeypatch):
     """What torchdiffeq says by assertion becomes an error that names the time."""
     import torchdiffeq
@@ -146,7 +133,6 @@ def test_what_it_refuses(monkeypatch):
         sd.solve(Flow(), randn(2, 1), solver=sd.TorchDiffEq(), t0=1.0, t1=0.0)
 
 
-@needs_it
 def test_the_adjoint_stays_inside_its_interval():
     """Backwards torchdiffeq guesses its first step itself, here longer than the interval: nothing beyond t_max is asked."""
     flow, x = Flow(), randn(3, 1).requires_grad_()
@@ -206,7 +192,6 @@ WRAPPED = {
 NEEDS_CONDITION = ("guided", "all at once")
 
 
-@needs_it
 @pytest.mark.parametrize(
     ("name", "condition"),
     [(n, c) for n in WRAPPED for c in (False, True) if (c or n not in NEEDS_CONDITION) and not (c and n == "process")],
@@ -227,7 +212,6 @@ def test_the_adjoint_reaches_every_parameter(name, condition):
         torch.testing.assert_close(by_adjoint, through_steps, rtol=1e-5, atol=1e-6)
 
 
-@needs_it
 def test_the_adjoint_refuses_to_do_nothing():
     """No parameters, none that want gradients, and a start that wants none: an error and no quiet None."""
     net, x = Learned(), randn(3, 2)
