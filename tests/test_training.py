@@ -544,6 +544,10 @@ def test_what_cannot_be_trained_on_is_said_before_the_first_step():
     ):
         with pytest.raises(ValueError, match=message):
             quick(score, good, **kwargs)
+    bare = tr.ScoreNetwork(network())
+    for loss in (tr.ImplicitLoss(bare), tr.SlicedLoss(bare)):
+        with pytest.raises(TypeError, match=r"Loss does not take them: it needs a DenoisingLoss.*docs/nonlinear.md"):
+            quick(bare, good, loss=loss)
     with pytest.raises(TypeError, match="fit trains a network score"):
         quick(sd.ExactScore(sd.VP(), RING))
     with pytest.raises(ValueError, match="nothing to train"):

@@ -15,7 +15,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,11 @@ class Trainer:
         train, kept = split(len(data), plan.held_out, plan.seed)
         self.part = self.workers.share(plan.batch_size)
         self.order = Order(train, plan.batch_size, plan.seed)
-        self.draws = KeyedDraws(plan.seed, plan.batch_size, *self.part, stratified=self.loss.stratified)
+        # Noise is paired with data over the whole batch, so that each worker has to know all of it.
+        self.pairing = self.loss.pairing if isinstance(self.loss, DenoisingLoss) and self.workers.count > 1 else None
+        self._share: Any = self.loss if self.pairing is None else replace(self.loss, pairing=None)  # type: ignore[type-var]
+        drawn = self.part if self.pairing is None else (0, plan.batch_size)
+        self.draws = KeyedDraws(plan.seed, plan.batch_size, *drawn, stratified=self.loss.stratified)
         self.parameters = [p for p in score.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(self.parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
         kind = self.parameters[0].device.type
@@ -216,15 +220,21 @@ class Trainer:
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Draws]:
         """What this worker sees in this step."""
-        x0, cond = batch(self.score, self.data, self.cond, self.order.at(self.step)[slice(*self.part)])
-        return x0, cond, self.draws.at(self.step, x0)
+        rows, own = self.order.at(self.step), slice(*self.part)
+        if self.pairing is None:
+            x0, cond = batch(self.score, self.data, self.cond, rows[own])
+            return x0, cond, self.draws.at(self.step, x0)
+        x0, cond = batch(self.score, self.data, self.cond, rows)
+        draws = self.draws.at(self.step, x0)
+        paired = Draws(draws.quantile[own], self.pairing(x0, draws.noise)[own], draws.drop[own])
+        return x0[own], None if cond is None else cond[own], paired
 
     @torch.no_grad()
     def _sound(self) -> bool:
         """Whether the weights and their averages give a finite loss in evaluation mode: whether they are worth keeping."""
         x0, cond, draws = self._batch()
         bad = torch.zeros((), device=x0.device)
-        for loss in (self.loss, self.examine.loss):
+        for loss in (self._share, replace(self._share, score=self.average.module)):
             loss.score.eval()
             with self.autocast:
                 bad += (~torch.isfinite(loss.per_sample(x0, cond, draws=draws))).sum()
@@ -276,7 +286,7 @@ class Trainer:
 
     def _shared(self) -> nn.Module:
         """The objective; with several workers, one whose gradients are averaged over them."""
-        objective = Objective(self.loss, self.plan.batch_size / self.workers.count)
+        objective = Objective(self._share, self.plan.batch_size / self.workers.count)
         if self.workers.count == 1:
             return objective
         device = self.parameters[0].device
@@ -392,6 +402,12 @@ def _checked_loss(score: Any, loss: Loss | None) -> Loss:
         raise ValueError("No parameter of this score requires a gradient: there is nothing to train.")
     if loss is None:
         return DenoisingLoss(score)  # type: ignore[arg-type]
+    if not (is_dataclass(loss) and hasattr(loss, "stratified") and hasattr(loss, "score")):
+        raise TypeError(
+            f"A trainer draws times and noise by their step, and {type(loss).__name__} does not take them: it needs a "
+            "DenoisingLoss, or a dataclass like training.Loss with score, stratified and per_sample(x0, cond, draws=...). "
+            "ImplicitLoss and SlicedLoss learn from samples of x_t: train by the short loop of docs/nonlinear.md."
+        )
     if loss.score is not score:
         raise ValueError("loss is that of another score: build it as DenoisingLoss(score, ...) with the score given.")
     return loss
