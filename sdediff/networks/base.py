@@ -1,11 +1,22 @@
-"""What the networks of this package share: the shape of one state, and classes with a null class among them."""
+r"""What the networks of this package share: the shape of one state, and how time and class come in.
+
+Classes have a null class among them. Time and class become one vector that every block sees,
+
+.. math:: \mathrm{silu}(e(t) + e(c)) ,
+
+with a small perceptron on an embedding of t for :math:`e(t)`, and a table for :math:`e(c)`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+
+from .embeddings import Sinusoidal
 
 
 class Network(nn.Module):
@@ -27,6 +38,25 @@ class Network(nn.Module):
         if min((*self.event_shape, 1 if classes is None else classes), default=1) < 1:
             raise ValueError(f"event_shape {self.event_shape} and classes {classes} must be positive.")
         self.classes = classes
+
+    def sees(self, width: int, embedding: nn.Module | None) -> None:
+        """Make the layers of :meth:`features`; a subclass's constructor calls it.
+
+        Args:
+            width: of the features.
+            embedding: a module from t (B,) to (B, embedding.dim); :class:`~sdediff.networks.Sinusoidal` by default.
+        """
+        self.embedding = Sinusoidal() if embedding is None else embedding
+        known: Any = self.embedding.dim
+        self.time = nn.Sequential(nn.Linear(known, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = None if self.classes is None else nn.Embedding(self.classes + 1, width)
+
+    def features(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """What the blocks see of time and class, (B, width) in x's dtype, for t (B,) and the labels that :meth:`check` gave."""
+        e = self.time(self.embedding(t).to(x.dtype))
+        if self.label is not None:
+            e = e + self.label(labels)
+        return functional.silu(e)
 
     @property
     def null(self) -> Tensor | None:

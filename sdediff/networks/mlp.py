@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Network
-from .embeddings import Sinusoidal
 
 
 class MLP(Network):
@@ -50,10 +48,7 @@ class MLP(Network):
             raise ValueError(f"width {width} and depth {depth} must be positive.")
         d = math.prod(self.event_shape)
         self.width, self.depth = width, depth
-        self.embedding = Sinusoidal() if embedding is None else embedding
-        features: Any = self.embedding.dim
-        self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = None if classes is None else nn.Embedding(classes + 1, width)
+        self.sees(width, embedding)
         self.inward = nn.Linear(d, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -63,12 +58,8 @@ class MLP(Network):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The output, of x's shape, for x (B, *event), t (B,) and labels (B,)."""
-        labels = self.check(x, cond)
-        e = self.time(self.embedding(t).to(x.dtype))
-        if self.label is not None:
-            e = e + self.label(labels)
+        e = self.features(x, t, self.check(x, cond))
         h = self.inward(x.reshape(len(x), -1))
-        e = functional.silu(e)
         for block in self.blocks:
             h = block(h, e)
         return self.outward(functional.silu(self.norm(h))).reshape(x.shape)

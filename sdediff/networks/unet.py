@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .base import Network
-from .embeddings import Sinusoidal
 
 _Conv: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d}
 
@@ -65,16 +64,13 @@ class UNet(Network):
         _check(self.event_shape, self.channels, blocks, self.spatial)
         conv, first = _Conv[self.spatial], self.channels[0]
         width = 4 * first
-        self.embedding = Sinusoidal() if embedding is None else embedding
-        features: Any = self.embedding.dim
-        self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = None if classes is None else nn.Embedding(classes + 1, width)
+        self.sees(width, embedding)
         own = self.event_shape[0] if len(self.event_shape) > self.spatial else 1
         self.inward = conv(own, first, 3, padding=1)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         before = first
-        for c, heads in zip(self.channels, attend, strict=True):
-            level = nn.ModuleList(Stage(conv, c, c, width, heads) for _ in range(blocks))
+        for c, attends in zip(self.channels, attend, strict=True):
+            level = nn.ModuleList(Stage(conv, c, c, width, attends) for _ in range(blocks))
             self.shrink.append(conv(before, c, 3, stride=2, padding=1) if len(self.down) else nn.Identity())
             self.down.append(level)
             before = c
@@ -89,11 +85,7 @@ class UNet(Network):
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The output, of x's shape, for x (B, *event), t (B,) and labels (B,)."""
-        labels = self.check(x, cond)
-        e = self.time(self.embedding(t).to(x.dtype))
-        if self.label is not None:
-            e = e + self.label(labels)
-        e = functional.silu(e)
+        e = self.features(x, t, self.check(x, cond))
         h = self.inward(x if x.ndim == self.spatial + 2 else x.unsqueeze(1))
         known: list[Tensor] = []
         for shrink, level in zip(self.shrink, self.down, strict=True):
