@@ -241,7 +241,7 @@ def as_diffusion(g: object, x: Tensor, what: str) -> Diffusion:
     if g.is_complex():
         raise TypeError(f"{what} returned a complex tensor; noise coefficients are real.")
     if g.ndim == 0:
-        return Diagonal(g)
+        return Diagonal(g.to(torch.promote_types(g.dtype, x.dtype)))
     shape, state = tuple(g.shape), tuple(x.shape)
     if g.ndim != x.ndim:
         raise ValueError(
@@ -252,6 +252,44 @@ def as_diffusion(g: object, x: Tensor, what: str) -> Diffusion:
     if any(have not in (1, want) for have, want in zip(shape, state, strict=True)):
         raise ValueError(f"{what} returned shape {shape}, which does not broadcast to x of shape {state}.")
     return Diagonal(g if g.dtype == x.dtype else g.to(x.dtype))
+
+
+def at_each_time(g: Callable[[Tensor, Tensor], object], x: Tensor, t: Tensor, what: str) -> Diffusion:
+    """A user's ``g`` at x (B, *event) and a time for each sample, t (B, 1, ..., 1): as :func:`as_diffusion`, right at each.
+
+    A matrix that is written for one time, G(t) of shape (1, d, m), takes the times of other samples along its rows when t has
+    more than one, without a word where B = d. So matrices are held against those at the first and the last time alone, and
+    where they differ, or do not fit together, g is asked time by time.
+    """
+
+    def alone(i: int) -> Diffusion:
+        return as_diffusion(g(x[i : i + 1], t[i].reshape(())), x[i : i + 1], what)
+
+    try:
+        value = g(x, t)
+    except RuntimeError:  # shapes that do not broadcast; another fault comes back from one sample alone
+        first = alone(0)
+        if not isinstance(first, Dense):
+            raise
+    else:
+        if not isinstance(value, Dense) or x.device.type == "meta":
+            return as_diffusion(value, x, what)
+        whole = as_diffusion(value, x, what)
+        assert isinstance(whole, Dense)
+        matrices, times = whole.matrix.expand(len(x), -1, -1), t.detach().reshape(-1)
+        if all(_same(matrices[i], alone(i)) for i in (int(times.argmin()), int(times.argmax()))):
+            return whole
+    return Dense(torch.cat([_matrix(alone(i)) for i in range(len(x))]))
+
+
+def _matrix(noise: Diffusion) -> Tensor:
+    assert isinstance(noise, Dense)
+    return noise.matrix
+
+
+def _same(matrix: Tensor, other: Diffusion) -> bool:
+    rtol = 1e-9 if matrix.dtype == torch.float64 else 1e-4
+    return isinstance(other, Dense) and torch.allclose(matrix, other.matrix[0], rtol=rtol, atol=1e-30)
 
 
 def _checked_dense(matrix: Tensor, x: Tensor, what: str) -> Dense:

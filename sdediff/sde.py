@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .autodiff import usable
 from .checks import Time, as_time, check_like, check_state, float64, time_dtype
-from .diffusion import Diagonal, Diffusion, as_diffusion, gram_divergence
+from .diffusion import Diagonal, Diffusion, as_diffusion, at_each_time, gram_divergence
 from .errors import NotAffineError
 from .forms import Form, ScoreForm
 from .score import Given, Score, Unknown, as_score
@@ -89,8 +89,8 @@ class SDE(ABC):
         Raises:
             TypeError, ValueError: as for :meth:`drift`; a ``g`` that would broadcast by accident is named with its cure.
         """
-        t = as_time(t, check_state(x), self.t_max)
-        return as_diffusion(self.g(x, t), x, f"{type(self).__name__}.g")
+        t, what = as_time(t, check_state(x), self.t_max), f"{type(self).__name__}.g"
+        return as_diffusion(self.g(x, t), x, what) if t.ndim == 0 or len(x) == 0 else at_each_time(self.g, x, t, what)
 
     def gram_divergence(self, x: Tensor, t: Time) -> Tensor:
         r""":math:`\nabla\cdot(GG^\top)`, of x's shape: 0 for additive noise, else by automatic differentiation."""

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import sdediff as sd
 
+F64 = torch.float64
+
 
 def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
@@ -568,3 +570,51 @@ def test_a_process_in_three_lines(assert_law):
     h = 1 / 200
     a = 1 - h / 2
     assert_law(x, 2 * a**200, h * (1 - a**400) / (1 - a**2))
+
+
+class Growing(sd.SDE):
+    """A matrix written for one time."""
+
+    def f(self, x, t):
+        return torch.zeros_like(x)
+
+    def g(self, x, t):
+        return sd.Dense(torch.tensor([[[1.0, 0.5], [0.0, 1.0]]], dtype=x.dtype) * (1 + 3 * t))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_matrix_written_for_one_time_serves_a_time_for_each_sample(batch):
+    """(1, d, m) times t (B, 1) takes the times of other samples along its rows when B = d, and fails for another B."""
+    x, t = torch.zeros(batch, 2, dtype=F64), torch.linspace(0.1, 0.9, batch, dtype=F64)
+    got = Growing().diffusion(x, t).matrix
+    for i in range(batch):
+        assert torch.equal(got[i], Growing().diffusion(x[:1], float(t[i])).matrix[0])
+
+
+def test_the_flow_of_such_a_matrix_by_steps_of_each_sample():
+    x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=F64)
+    flow = Growing().probability_flow(lambda x, t: -x / (1 + t))
+    own = sd.solve(flow, x, solver=sd.DormandPrince(rtol=1e-9, atol=1e-9), t0=1.0, t1=0.1).x
+    assert torch.allclose(own, sd.solve(flow, x, solver=sd.RK4(), steps=400, t0=1.0, t1=0.1).x, atol=1e-7)
+
+
+def test_what_is_wrong_with_one_sample_is_said():
+    class Broken(Growing):
+        def g(self, x, t):
+            return sd.Dense(torch.ones(1, 2, 3) @ torch.ones(1, 2, 2))
+
+    with pytest.raises(RuntimeError, match="size"):
+        Broken().diffusion(torch.zeros(3, 2), torch.rand(3))
+
+
+def test_a_number_in_single_precision_squares_in_the_precision_of_the_state():
+    class Constant(sd.SDE):
+        def f(self, x, t):
+            return torch.zeros_like(x)
+
+        def g(self, x, t):
+            return torch.tensor(0.3)
+
+    x = torch.ones(2, 2, dtype=F64)
+    square = float(torch.tensor(0.3)) ** 2
+    assert torch.allclose(Constant().diffusion(x, 0.5).gram(x), torch.full_like(x, square), rtol=1e-15)
