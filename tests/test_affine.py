@@ -527,6 +527,33 @@ def test_the_minimiser_of_the_denoising_loss_is_the_exact_score(wrapper):
     assert wrong.per_sample(x0, generator=torch.Generator().manual_seed(0)).mean() > 1e-3
 
 
+class LearnedBlur(sd.SDE):
+    """Noise given by what it does, of a strength that wants a gradient, and no drift."""
+
+    def __init__(self):
+        self.blur, self.strength = sd.Blurring((2, 2)), torch.tensor(0.7, dtype=F64, requires_grad=True)
+
+    def f(self, x, t):
+        return torch.zeros_like(x)
+
+    def g(self, x, t):
+        return self.strength * self.blur.diffusion(x, t)
+
+
+@pytest.mark.parametrize(
+    "solver", [sd.StochasticHeun(), sd.Milstein(), sd.AdaptiveHeun(rtol=1.0, atol=1e6)], ids=lambda s: type(s).__name__
+)
+def test_learned_noise_that_is_only_applied(solver):
+    """Nothing is corrected where noise is additive by its type, whether or not it wants a gradient."""
+    sde, x = LearnedBlur(), torch.ones(400, 2, 2, dtype=F64)
+    noise = sd.PerSample(range(400))
+    steps = {} if isinstance(solver, sd.AdaptiveHeun) else {"steps": 4}
+    drawn = sd.solve(sde, x, solver=solver, noise=noise, **steps).x
+    sde.strength = sde.strength.detach()
+    plain = sd.solve(sde, x, solver=solver, noise=noise, **steps).x
+    assert float((drawn - plain).abs().max()) < 1e-13 and float(drawn.std()) > 0.1
+
+
 # ---- reversal -----------------------------------------------------------------------------------------------------
 
 
