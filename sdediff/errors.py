@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,20 @@ class NonFiniteError(SolveError):
     def __init__(self, message: str, *, step: int | None, t: float, samples: list[int], state: Tensor | None):
         super().__init__(message)
         self.step, self.t, self.samples, self.state = step, t, samples, state
+
+
+def non_finite(
+    bad: Tensor, t: float, *, step: int | None = None, s: float | None = None, state: Tensor | None = None
+) -> NonFiniteError:
+    """The error of states ``bad`` (B, *event) reached at t, in which step and from which time and state as far as known."""
+    rows = torch.nonzero(~torch.isfinite(bad).reshape(bad.shape[0], -1).all(1)).flatten().tolist()
+    where = f"at t = {t:g}" if step is None else f"in step {step}, from t = {s:g} to t = {t:g},"
+    return NonFiniteError(
+        f"The state became NaN or infinite {where} for {len(rows)} of {bad.shape[0]} samples (first: {rows[:5]}). Check the "
+        "score there; take smaller steps, or end the solve further from t = 0."
+        + ("" if state is None else " The last finite state is in .state."),
+        step=step, t=t, samples=rows, state=state,
+    )  # fmt: skip
 
 
 class NotAffineError(TypeError):

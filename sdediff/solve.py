@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from . import counting
 from .checks import all_finite, check_finite, check_number, check_parameter, check_state
-from .errors import NonFiniteError
+from .errors import NonFiniteError, non_finite
 from .grids import Grid, check_steps, resolve, saved_times
 from .noise import Noise, as_noise
 from .sde import SDE, CoupledSemilinear, Reversal, Semilinear
@@ -163,7 +163,7 @@ class _Run:
         out = solver.integrate(self.process, self.x, Interval(every, step, self.noise, self.differentiable))
         for t, state in zip(every.tolist(), out.states, strict=True):
             if not all_finite(state):
-                _raise_non_finite(None, t, state, None)
+                raise non_finite(state, t)
         keep = set(wanted.tolist()) | {self.t1}
         kept = [(t, state) for t, state in zip(every.tolist(), out.states, strict=True) if t in keep]
         stats = {"steps": out.steps, "rejected": out.rejected} | ({} if out.nfe is None else {"nfe": out.nfe})
@@ -182,23 +182,13 @@ class _Run:
             for k in range(len(times) - 1):
                 new = advance(k, x)
                 if not all_finite(new):
-                    _raise_non_finite(k, times[k + 1], new, x, times[k])
+                    raise non_finite(new, times[k + 1], step=k, s=times[k], state=x)
                 x = new
         raise NonFiniteError(
             "The final state was NaN or infinite, yet a repetition from the same start with the same noise is finite: the "
             "score or the drift does not give the same value twice (dropout? put the network in eval mode).",
             step=None, t=times[-1], samples=[], state=x,
         )  # fmt: skip
-
-
-def _raise_non_finite(k: int | None, t: float, bad: Tensor, good: Tensor | None, s: float | None = None) -> None:
-    rows = torch.nonzero(~torch.isfinite(bad).reshape(bad.shape[0], -1).all(1)).flatten().tolist()
-    where = f"at t = {t:g}" if k is None else f"in step {k}, from t = {s:g} to t = {t:g},"
-    raise NonFiniteError(
-        f"The state became NaN or infinite {where} for {len(rows)} of {bad.shape[0]} samples (first: {rows[:5]}). Check the "
-        "score there; take smaller steps, or end the solve further from t = 0. The last finite state is in .state.",
-        step=k, t=t, samples=rows, state=good,
-    )  # fmt: skip
 
 
 def ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[float, float]:

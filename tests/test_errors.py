@@ -585,13 +585,42 @@ def test_nan_in_scipy(method):
         solve(VP.probability_flow(breaking(0.5, [1, 3])), solver=sd.Scipy(method))
 
 
-def test_nan_in_torchsde():
-    with pytest.raises(sd.NonFiniteError, match=r"at t = 0.001 for 2 of 4 samples \(first: \[1, 3\]") as caught:
-        solve(VP.reverse(breaking(0.5, [1, 3])), solver=TORCHSDE, steps=10)
-    assert caught.value.samples == [1, 3] and caught.value.t == 0.001
-    with pytest.raises(sd.NonFiniteError) as caught:
-        solve(VP.reverse(breaking(0.5, [1, 3])), solver=TORCHSDE, steps=10, save_at=[0.8, 0.3])
-    assert caught.value.t == 0.3
+@pytest.mark.parametrize("save_at", [None, [0.8, 0.3]])
+@pytest.mark.parametrize("method", ["euler", "milstein", "srk"])
+def test_nan_in_torchsde(method, save_at):
+    """torchsde steps on with NaN to the end: sample, step and time are those where it began."""
+    solver = sd.TorchSDE(method)
+    with pytest.raises(sd.NonFiniteError, match=r"from t = 0\.\d to t = 0\.\d, for 2 of 4 samples") as caught:
+        solve(VP.reverse(breaking(0.55, [1, 3])), solver=solver, t1=0.0, steps=10, save_at=save_at, seed=3)
+    error = caught.value
+    first = 4 if method == "srk" else 5  # the first to ask for the score at t <= 0.55
+    assert error.samples == [1, 3] and error.step == first and error.t == pytest.approx(0.9 - 0.1 * first)
+    assert f"in step {first}, from t = {1 - 0.1 * first:g} to" in str(error)
+    seen = []
+    process = VP.reverse(lambda x, t: (seen.append((float(t), x)), -x)[1])
+    solve(process, solver=solver, t1=0.0, steps=10, save_at=save_at, seed=3)
+    assert any(abs(t - 1 + 0.1 * first) < 1e-6 and torch.equal(error.state, x) for t, x in seen)
+    assert str(error).endswith("The last finite state is in .state.")
+
+
+def test_nan_in_torchsde_without_a_bad_drift():
+    """At the first step of all, and in the last, whose result no drift sees; a fickle one is found at the end at least."""
+    with pytest.raises(sd.NonFiniteError, match="in step 0, from t = 1 to") as caught:
+        solve(VP.reverse(lambda x, t: x * math.nan), solver=TORCHSDE, steps=5)
+    assert torch.equal(caught.value.state, X) and caught.value.samples == [0, 1, 2, 3]
+    huge = sd.VP().reverse(lambda x, t: x * 0 + (3e38 if float(t) < 0.3 else 0.0))
+    with pytest.raises(sd.NonFiniteError, match=r"in step 3, from t = 0\.25 to t = 0,") as caught:
+        solve(huge, solver=TORCHSDE, t1=0.0, steps=4)
+    assert torch.isfinite(caught.value.state).all()
+    calls = [0]
+
+    def fickle(x, t):
+        calls[0] += 1
+        return x * math.nan if calls[0] == 3 else -x
+
+    with pytest.raises(sd.NonFiniteError, match=r"for 4 of 4 samples") as caught:
+        solve(VP.reverse(fickle), solver=TORCHSDE, steps=5)
+    assert ".state" not in str(caught.value) and caught.value.state is None
 
 
 def test_errors_of_a_score_pass_unchanged():

@@ -15,7 +15,9 @@ import torch
 import torchsde
 from torch import Tensor
 
+from ..checks import all_finite
 from ..diffusion import Diffusion
+from ..errors import non_finite
 from ..sde import SDE
 from .base import Integrator, Interval, Trajectory
 from .diffusions import check_own
@@ -35,6 +37,7 @@ class TorchSDE(Integrator):
     leave out what couples the noises of different coordinates, so a g_i that depends on x_j is refused.
 
     Raises:
+        NonFiniteError: a state became NaN or infinite; it names step, time and samples, found by going the same way again.
         TypeError, ValueError: the noise is a matrix or depends on other coordinates, where the method is not "euler"; or the
             adjoint finds neither parameters nor a state that wants gradients.
 
@@ -52,34 +55,53 @@ class TorchSDE(Integrator):
 
     def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:
         """One call of torchsde from each wanted time to the next, on one Brownian path."""
-        assert interval.dt is not None
         falling, start = bool(interval.times[-1] < interval.times[0]), float(interval.times[0])
         if self.method != "euler":
             check_own(self, lambda at: process.diffusion(at, start), x)
         system = _System(process, x, process.diffusion(x, start), falling)
-        clock = (-interval.times if falling else interval.times).to(torch.float64)
+        entropy = interval.noise.integer()
+        solve: Callable[..., Tensor] = torchsde.sdeint
+        if self.adjoint and interval.differentiable:
+            solve = partial(torchsde.sdeint_adjoint, adjoint_params=adjoint_parameters(process, x))
+        states, steps = self._run(solve, system, x, interval, entropy)
+        if not all_finite(states[-1]):  # torchsde says nothing: go the same way again, looking at every step
+            calls = (system.calls - len(interval.times) + 1) // steps
+            watched = _Watched(process, x, process.diffusion(x, start), falling, interval, calls)
+            with torch.no_grad():
+                again, _ = self._run(torchsde.sdeint, watched, x, interval, entropy)
+                watched.check(again[-1])
+        return Trajectory(states, steps=steps)
+
+    def _run(
+        self, solve: Callable[..., Tensor], system: _System, x: Tensor, interval: Interval, entropy: int
+    ) -> tuple[list[Tensor], int]:
+        """The states at the wanted times and the number of steps, on the path of this entropy."""
+        assert interval.dt is not None
+        clock = system.sign * interval.times
         path = torchsde.BrownianInterval(
             t0=float(clock[0]),
             t1=float(clock[-1]),
             size=system.noise_size,
             dtype=x.dtype,
             device=x.device,
-            entropy=interval.noise.integer(),
+            entropy=entropy,
             dt=interval.dt,
             levy_area_approximation=self._levy,
         )
-        solve: Callable[..., Tensor] = torchsde.sdeint
-        if self.adjoint and interval.differentiable:
-            solve = partial(torchsde.sdeint_adjoint, adjoint_params=adjoint_parameters(process, x))
         states, steps, y = [x], 0, x.reshape(x.shape[0], -1)
         for s, t in pairwise(clock):
-            count = max(1, math.ceil(float(t - s) / interval.dt - 1e-9))
+            count = _count(s, t, interval.dt)
             # A hair longer than the exact step, so that rounding cannot leave a sliver for one more.
             dt = float(t - s) / count * (1 + 1e-9)
             y = solve(system, y, torch.stack([s, t]), bm=path, method=self.method, dt=dt)[-1]
             steps += count
             states.append(y.reshape(x.shape))
-        return Trajectory(states, steps=steps)
+        return states, steps
+
+
+def _count(s: Tensor, t: Tensor, dt: float) -> int:
+    """How many steps torchsde is to take from s to t."""
+    return max(1, math.ceil(abs(float(t - s)) / dt - 1e-9))
 
 
 class _System:
@@ -93,8 +115,10 @@ class _System:
         self.noise_type = "diagonal" if diffusion.diagonal else "general"
         noise = diffusion.noise_shape(x)
         self.noise_size = (noise[0], noise.numel() // noise[0])
+        self.calls = 0  # of the drift
 
     def f(self, s: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
         x = y.reshape(self.shape)
         return self.sign * self.process.drift(x, self._time(s)).reshape(y.shape)
 
@@ -106,3 +130,40 @@ class _System:
 
     def _time(self, s: Tensor) -> Tensor:
         return (self.sign * s).double().clamp(0.0, self.process.t_max)
+
+
+class _Watched(_System):
+    """The same, looked at in every call of the drift: the first that is not finite is an error which names its step.
+
+    Args:
+        interval: the solve, for its steps.
+        calls: how often a step calls the drift; each stretch between wanted times calls it once more, before its first step.
+    """
+
+    def __init__(self, process: SDE, x: Tensor, diffusion: Diffusion, falling: bool, interval: Interval, calls: int):
+        super().__init__(process, x, diffusion, falling)
+        assert interval.dt is not None
+        self.ends: list[tuple[float, float]] = []  # of each step
+        self.starts: list[int | None] = []  # of each call: the step whose start it sees, if any
+        for s, t in pairwise(interval.times):
+            first, count = len(self.ends), _count(s, t, interval.dt)
+            nodes = torch.linspace(float(s), float(t), count + 1, dtype=torch.float64).tolist()
+            self.ends += pairwise(nodes)
+            self.starts += [first, *(first + k // calls if k % calls == 0 else None for k in range(count * calls))]
+        self.latest, self.good = 0, x  # the last step known to start from a finite state, and that state
+
+    def f(self, s: Tensor, y: Tensor) -> Tensor:
+        x = y.reshape(self.shape)
+        step = self.starts[self.calls]
+        if step is not None and all_finite(x):
+            self.latest, self.good = step, x
+        self.check(x)
+        slope = super().f(s, y)
+        self.check(slope.reshape(self.shape))
+        return slope
+
+    def check(self, values: Tensor) -> None:
+        """Raise if states or slopes (B, *event) are not finite."""
+        if not all_finite(values):
+            s, t = self.ends[self.latest]
+            raise non_finite(values, t, step=self.latest, s=s, state=self.good)
