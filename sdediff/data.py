@@ -119,6 +119,9 @@ def check_data(data: Tensor, cond: Any = None) -> Tensor:
     """
     if isinstance(data, Tensor) and not data.dtype.is_floating_point and not data.dtype.is_complex:
         raise TypeError(f"data are {data.dtype}: use data.float(), scaled to a standard deviation of about 1.")
+    for name, value in (("data", data), ("cond", cond)):
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            raise TypeError(f"{name} are a sparse tensor ({value.layout}): use {name}.to_dense().")
     check_finite(check_state(data, "data"), "data")
     if cond is not None:
         if not isinstance(cond, Tensor):

@@ -192,8 +192,24 @@ def test_numbers_out_of_range_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             tr.Plan(**wrong)
-    with pytest.raises(TypeError, match=r"steps = 10.0 must be a whole number"):
-        tr.Plan(steps=10.0)
+    for wrong, message in (
+        ({"steps": 10.0}, "steps = 10.0 must be a whole number"),
+        ({"seed": None}, "seed = None must be a whole number"),
+        ({"warmup": "5"}, "warmup = '5' must be a whole number"),
+        ({"lr": None}, "lr must be a number, got None"),
+        ({"ema": "much"}, "ema must be a number, got 'much'"),
+        ({"schedule": 3}, r"schedule = 3 must be a function of \(step, steps\)"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            tr.Plan(**wrong)
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_file_in_the_place_of_the_folder_is_told(place, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"file is no folder, so none can be made of .*: name another"):
+        trainer(tmp_path / place)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 # ---- killed and resumed ----------------------------------------------------------------------------------------------

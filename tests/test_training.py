@@ -141,6 +141,16 @@ def test_a_weighting_means_the_same_loss_for_every_form(weighting, process):
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
+def test_an_infinite_weight_is_named_with_its_time():
+    """Of an error that is 0 there: their product would be NaN."""
+    score = sd.Preconditioned(sd.EDM(), network(), sigma_data=0.5)
+    loss, x0 = tr.DenoisingLoss(score, tr.Karras(0.5)), randn(3, 2)
+    assert bool(loss.at(x0, torch.tensor([0.1, 0.002, 1.0]), randn(3, 2)).isfinite().all())
+    for t in (torch.tensor([0.1, 0.0, 1.0]), torch.tensor(0.0)):
+        with pytest.raises(ValueError, match=r"weight of the loss at t = 0 is not finite.* t_min = 0.002"):
+            loss.at(x0, t, randn(3, 2))
+
+
 def test_the_loss_is_its_formula_on_its_own_draws():
     """Times from strata, then noise, then dropped labels, all from one generator."""
     sde, x0 = sd.VP(), randn(64, 3, seed=1)
@@ -529,6 +539,8 @@ def test_what_cannot_be_trained_on_is_said_before_the_first_step():
         (bad, None, r"NaN or infinite entries in 1 of 50 samples \(first: \[3\]\)"),
         (good.long(), None, r"data.float\(\)"),
         (good[:0], None, "batch is empty"),
+        (good.to_sparse(), None, r"data are a sparse tensor \(torch.sparse_coo\): use data.to_dense"),
+        (good, torch.zeros(50, dtype=torch.long).to_sparse(), "cond are a sparse tensor"),
         (good, torch.zeros(49, dtype=torch.long), r"cond has shape \(49,\) for 50 samples"),
         (good, [0] * 50, "cond must be a tensor"),
         (good[:, :1], None, "shape .*1.*MLP was made for"),

@@ -105,17 +105,34 @@ class DenoisingLoss:
         if cond is not None and self.drop_cond > 0:
             cond = self._dropped(cond, draws.drop < self.drop_cond)
         noise = draws.noise if self.pairing is None else self.pairing(x0, draws.noise)
-        return self.at(x0, self.times(self.score.sde, draws.quantile), noise, cond)
+        t = as_time(self.times(self.score.sde, draws.quantile), x0, self.score.sde.t_max)
+        return self._weighted(x0, t, noise, cond, self._weight(t))
 
     def at(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Any = None) -> Tensor:
-        """The loss of each sample, (B,), at times t (B,) and for noise of x0's shape."""
-        sde = self.score.sde
-        t = as_time(t, x0, sde.t_max)
+        """The loss of each sample, (B,), at times t (B,) and for noise of x0's shape.
+
+        Raises:
+            ValueError: the weighting is infinite at one of them (seen on the host only).
+        """
+        t = as_time(t, x0, self.score.sde.t_max)
+        weight = self._weight(t)
+        if weight.device.type == "cpu" and not bool(torch.isfinite(weight).all()):
+            first = float(t.reshape(-1)[~torch.isfinite(weight).expand(t.numel())][0])
+            raise ValueError(
+                f"The weight of the loss at t = {first:g} is not finite: ask at times where it is, such as t_min = "
+                f"{self.score.sde.t_min:g}, or choose another weighting."
+            )
+        return self._weighted(x0, t, noise, cond, weight)
+
+    def _weight(self, t: Tensor) -> Tensor:
+        """What the squared errors at t are multiplied by, (B,) or (1,)."""
+        return (self.weighting(self.score, t) * self.times.weight(self.score.sde, t)).reshape(-1)
+
+    def _weighted(self, x0: Tensor, t: Tensor, noise: Tensor, cond: Any, weight: Tensor) -> Tensor:
         dtype = torch.promote_types(x0.dtype, torch.float32)
         state, target = self.score.example(x0.to(dtype), t, noise)
         error = self.score.predict(state, t, cond).to(dtype) - target
-        weight = (self.weighting(self.score, t) * self.times.weight(sde, t)).reshape(-1).to(dtype)
-        return weight * error.square().reshape(len(x0), -1).mean(1)
+        return weight.to(dtype) * error.square().reshape(len(x0), -1).mean(1)
 
     def _null(self) -> Tensor | None:
         return getattr(getattr(self.score, "net", None), "null", None) if self.null is None else self.null

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..checks import check_number
 from .schedules import Cosine, Schedule
 
 
@@ -51,14 +52,19 @@ class Plan:
     save_every: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "warmup", "seed", "evaluate_every", "save_every"):
+            value = getattr(self, name)
+            left_open = value is None and name in ("evaluate_every", "save_every")
+            if not left_open and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"{name} = {value!r} must be a whole number.")
+        for name in ("lr", "clip", "weight_decay", "ema", "held_out"):
+            check_number(getattr(self, name), name)
+        if not callable(self.schedule):
+            raise TypeError(f"schedule = {self.schedule!r} must be a function of (step, steps) such as Cosine().")
         for name in ("steps", "batch_size", "lr", "clip", "evaluate_every", "save_every"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} = {value} must be positive.")
-        for name in ("steps", "batch_size", "warmup", "seed", "evaluate_every", "save_every"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise TypeError(f"{name} = {value!r} must be a whole number.")
         for name in ("warmup", "weight_decay", "seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be negative.")

@@ -55,11 +55,19 @@ class RunFolder:
 
     Args:
         path: the folder; made.
+
+    Raises:
+        ValueError: a file is in its place.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        (self.path / _CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        try:
+            (self.path / _CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"{error.filename} is no folder, so none can be made of {self.path}: name another."
+            ) from error
 
     @property
     def metrics(self) -> Path:
