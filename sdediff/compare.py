@@ -27,7 +27,7 @@ from .linear import LinearSDE
 from .metrics import energy_distance, mode_occupancy, noise_floor, sliced_wasserstein, within_mode
 from .sde import SDE
 from .solve import solve
-from .solvers import Integrator, Method, Scipy
+from .solvers import Method, Scipy
 from .suited import process_for, start_time
 
 Measure = Callable[[Tensor, Tensor], float]
@@ -118,8 +118,8 @@ class Comparison:
             _draw(ax, self.runs, lambda run, name=name: (run.errors or {}).get(name), name)  # type: ignore[misc]
             ax.axhspan(-upper, upper, color="0.5", alpha=0.18, linewidth=0)
             ax.set_yscale("symlog", linthresh=upper)  # unbiased errors fall on either side of 0
-            below = any((run.errors or {}).get(name, 0.0) < 0 for run in self.runs)
-            ax.set_ylim(bottom=-upper if below else 0.0)
+            lowest = min((run.errors[name] for run in self.runs if run.errors), default=0.0)
+            ax.set_ylim(bottom=min(-upper, 1.3 * lowest) if lowest < 0 else 0.0)
         if mapped:
             _draw(
                 axes[count - 1], self.runs, lambda run: run.map_median, "median distance from the exact map of the flow"
@@ -242,7 +242,7 @@ def _check(sde: LinearSDE, solvers: Mapping[str, Method], steps: Sequence[int], 
 
 
 def _counts(solver: Method, steps: Sequence[int]) -> Sequence[int | None]:
-    return [None] if isinstance(solver, Integrator) and not solver.fixed else steps
+    return [None] if solver.chooses_steps else steps
 
 
 def _measures(exact: ExactScore, t: float) -> dict[str, Measure]:

@@ -22,15 +22,19 @@ def start_time(sde: LinearSDE) -> float:
     return 0.999 * sde.t_max if sde.reaches_pure_noise else sde.t_max
 
 
+def start_law(sde: LinearSDE, event_shape: tuple[int, ...], *, std: float) -> Gaussian:
+    """The law at :func:`start_time` of data of mean 0 and this standard deviation (1 where they are standardised)."""
+    t = start_time(sde)
+    return Gaussian(torch.zeros(()), torch.hypot(std * sde.alpha(t), sde.sigma(t)), event_shape)
+
+
 def start(sde: LinearSDE, n: int, event_shape: tuple[int, ...], *, std: float, seed: int) -> Tensor:
-    """``n`` starting states at :func:`start_time`, in the law that data of mean 0 and this standard deviation have there.
+    """``n`` starting states in the :func:`start_law`.
 
     Args:
         n: how many.
         event_shape: of one state.
-        std: of the data; 1 where they are standardised.
+        std: of the data.
         seed: of the states.
     """
-    t = start_time(sde)
-    law = Gaussian(torch.zeros(()), torch.hypot(std * sde.alpha(t), sde.sigma(t)), event_shape)
-    return law.sample(n, generator=torch.Generator().manual_seed(seed))
+    return start_law(sde, event_shape, std=std).sample(n, generator=torch.Generator().manual_seed(seed))

@@ -11,6 +11,7 @@ import torch
 import sdediff as sd
 from sdediff.noise import Noise, Stream
 from sdediff.score import Score
+from sdediff.suited import process_for
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -543,3 +544,18 @@ def test_a_solver_in_seven_lines():
 def test_a_solution_prints_its_counts():
     out = sd.solve(VP.reverse(Counting()), randn(3, 2), solver=sd.EulerMaruyama(), steps=20, seed=0)
     assert "3 samples" in str(out) and "nfe 20" in str(out) and "steps 20" in str(out)
+
+
+@pytest.mark.parametrize(
+    "solver", [sd.EulerMaruyama(), sd.DDIM(), sd.TorchSDE(), sd.Scipy(), sd.Tsitouras(), sd.AdaptiveHeun()]
+)
+def test_a_solver_says_whether_it_chooses_its_steps(solver):
+    """It says so just where solve refuses steps=."""
+    process = process_for(solver, VP, lambda x, t: -x)
+    try:
+        sd.solve(process, randn(2, 2), t0=0.5, t1=0.4, solver=solver, steps=2, seed=0)
+        refused = False
+    except ValueError as error:
+        assert "steps" in str(error)
+        refused = True
+    assert solver.chooses_steps == refused

@@ -9,14 +9,13 @@ import torch
 import typer
 from torch import Tensor
 
-from ..gaussian import Gaussian
 from ..keyed import Keyed
 from ..noise import Noise
 from ..predictions import NetworkScore
 from ..sample import sample
 from ..score import ClassifierFree, Score
-from ..solvers import Integrator, Method
-from ..suited import process_for, start_time
+from ..solvers import Method
+from ..suited import process_for, start_law, start_time
 from ..training import Checkpoint, from_pretrained, load, newest_checkpoint
 from ..workers import Workers
 from .files import output_file, write_array
@@ -109,9 +108,8 @@ def _read(path: Path, where: torch.device) -> Checkpoint:
 
 def _start(kept: Checkpoint, noise: Noise, n: int, where: torch.device) -> Tensor:
     """Starting states in the law that data of mean 0 and the training data's standard deviation have there."""
-    sde, std = kept.score.sde, 1.0 if kept.scales is None else kept.scales.sigma_data
-    t, event = start_time(sde), tuple(kept.score.event_shape or ())
-    law = Gaussian(torch.zeros(()), torch.hypot(std * sde.alpha(t), sde.sigma(t)), event)
+    event, std = tuple(kept.score.event_shape or ()), 1.0 if kept.scales is None else kept.scales.sigma_data
+    law = start_law(kept.score.sde, event, std=std)
     return law.from_noise(noise.initial((n, *event), where, kept.score.dtype or torch.float32))
 
 
@@ -126,8 +124,7 @@ def _check_shared(workers: Workers, method: Method, n: int) -> None:
 
 
 def _steps(method: Method, steps: int | None) -> int | None:
-    chooses = isinstance(method, Integrator) and not method.fixed
-    return 200 if steps is None and not chooses else steps
+    return 200 if steps is None and not method.chooses_steps else steps
 
 
 def _conditional(score: NetworkScore, label: int | None, guidance: float) -> Score:

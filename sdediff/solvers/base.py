@@ -70,6 +70,11 @@ class Method(ABC):  # noqa: B024 - step, prepare or integrate is what a kind of 
     couples_samples: bool = False
     """True where the result for one sample depends on the others, as with a step size shared by a batch."""
 
+    @property
+    def chooses_steps(self) -> bool:
+        """True where it takes tolerances and no number of steps."""
+        return False
+
     def check(self, process: SDE) -> None:
         """Raise unless the process is of the kind this solver can take."""
         if not isinstance(process, self.requires):
@@ -98,6 +103,11 @@ class Integrator(Method):
 
     fixed: bool = False
     """True where it takes ``steps=`` or ``dt=``; else it chooses its own steps and refuses them."""
+
+    @property
+    def chooses_steps(self) -> bool:
+        """Unless it is ``fixed``."""
+        return not self.fixed
 
     @abstractmethod
     def integrate(self, process: SDE, x: Tensor, interval: Interval) -> Trajectory:

@@ -126,7 +126,7 @@ class _Trial:
         self.solver, self.level, self.seed = solver, level, seed
         self.refused: list[str] = []
         self.stepping = isinstance(solver, Solver)
-        self.adaptive = isinstance(solver, Integrator) and not solver.fixed
+        self.adaptive = solver.chooses_steps
         tasks = _gaussian_tasks()
         self.tasks = {name: task for name, task in tasks.items() if self._takes(f"Gaussian data, {name}", task)}
         self.maps: dict[str, AffineMap] = {}
