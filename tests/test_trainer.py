@@ -207,7 +207,7 @@ def test_numbers_out_of_range_are_named():
 @pytest.mark.parametrize("place", ["file", "file/run"])
 def test_a_file_in_the_place_of_the_folder_is_told(place, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ValueError, match=r"file is no folder, so none can be made of .*: name another"):
+    with pytest.raises(ValueError, match=r"file is a file, so that .* cannot be a folder: name another"):
         trainer(tmp_path / place)
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -62,12 +62,12 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
+        home = self.path / _CHECKPOINTS
         try:
-            (self.path / _CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            home.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise ValueError(
-                f"{error.filename} is no folder, so none can be made of {self.path}: name another."
-            ) from error
+            place = next(part for part in (home, *home.parents) if os.path.lexists(part))
+            raise ValueError(f"{place} is a file, so that {self.path} cannot be a folder: name another.") from error
 
     @property
     def metrics(self) -> Path:
