@@ -101,7 +101,7 @@ class SDE(ABC):
         """The law at ``t_max`` where it is known; a general SDE has none."""
         raise NotImplementedError(
             f"{type(self).__name__} has no known law at t_max = {self.t_max:g}: give the starting states yourself, "
-            "e.g. sample(process, n, x=...)."
+            "sample(process, n, x=...), or a law where one is asked for, log_prob(..., terminal=score.law(t_max))."
         )
 
     def marginal(self, x0: Tensor, t: Time) -> Any:

@@ -75,7 +75,7 @@ class Scales:
         if self.root.device.type == "cpu" and bool((torch.diagonal(self.root, dim1=-2, dim2=-1) == 0).any()):
             raise ValueError(
                 "At this time some coordinate has had no noise yet, so the law of x_t given x_0 has no density and no score: "
-                "ask at a later t (a solver stops at t_min > 0)."
+                "ask at a later t. A solver stops at t_min: give your class t_min = 1e-3, or the solve t1=1e-3."
             )
         return self.root
 

@@ -247,7 +247,8 @@ def _solver_picture(entries: Sequence[Entry], floor: float, path: Path, dpi: int
     ax.annotate("real digits", (0.99, 0), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8)
     ax.set_xscale("log")
     ax.set_yscale("symlog", linthresh=floor)
-    ax.set_ylim(-1.2 * floor, 1.4 * max(floor, *(entry.energy for entry in entries)))
+    energies = [floor, -floor, *(entry.energy for entry in entries)]
+    ax.set_ylim(1.2 * min(energies), 1.4 * max(energies))
     ax.set_xlabel("score evaluations per sample", fontsize=8)
     ax.set_ylabel("energy distance to test digits", fontsize=8)
     ax.legend(frameon=False, fontsize=8)

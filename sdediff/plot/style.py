@@ -55,7 +55,7 @@ def quiet(ax: Axes, title: str = "") -> None:
     """Thin grey frame, small ticks, title on the left."""
     for spine in ax.spines.values():
         spine.set(color=GREY, linewidth=0.6)
-    ax.tick_params(labelsize=7, color=GREY, labelcolor=GREY, width=0.6, length=2.5)
+    ax.tick_params(which="both", labelsize=7, color=GREY, labelcolor=GREY, width=0.6, length=2.5)
     if title:
         ax.set_title(title, fontsize=9, color=INK, loc="left")
 
