@@ -717,6 +717,55 @@ def test_what_a_file_cannot_rebuild_is_given_again(tmp_path):
         tr.load(path, net=network())
 
 
+@pytest.mark.parametrize(
+    "chain",
+    [
+        sd.ddpm.Chain(sd.ddpm.cosine(200)),
+        sd.ddpm.Chain([0.3]),
+        sd.ddpm.Chain.from_process(sd.VE(), 50),
+        sd.ddpm.Chain(sd.ddpm.linear(100)).subset([10, 50, 100]),
+    ],
+)
+def test_the_process_of_a_chain_is_in_the_file(chain, tmp_path):
+    sde, t = chain.process, torch.linspace(0, chain.process.t_max, 33, dtype=F64)
+    tr.save(tmp_path / "a", sd.NoisePrediction(sde, network()))
+    got = tr.load(tmp_path / "a").score.sde
+    assert type(got) is type(sde) and (got.t_min, got.t_max) == (sde.t_min, sde.t_max)
+    for name in ("log_alpha", "variance", "diffusion_coefficient"):
+        assert torch.equal(getattr(got, name)(t[1:]), getattr(sde, name)(t[1:]))
+
+
+class Drifting(sd.SDE):
+    """An SDE of one's own, found to be linear."""
+
+    t_min = 0.01
+
+    def f(self, x, t):
+        return -x
+
+    def g(self, x, t):
+        return 1.0
+
+
+class Twisted(Drifting):
+    """One whose coordinates are coupled."""
+
+    def f(self, x, t):
+        return -x + 0.5 * x.flip(1) * torch.tensor([1.0, -1.0], dtype=x.dtype)
+
+
+@pytest.mark.parametrize("sde", [Drifting(), Twisted()])
+def test_a_process_of_ones_own_is_asked_for_by_its_name(sde, tmp_path):
+    score = sd.NoisePrediction(sde, network())
+    tr.save(tmp_path / "a", score)
+    with pytest.raises(
+        ValueError, match=rf"The file names {__name__}:{type(sde).__name__} for its sde.*pass it, load\(path, sde="
+    ):
+        tr.load(tmp_path / "a")
+    x = randn(4, 2).float()
+    assert torch.equal(tr.load(tmp_path / "a", sde=type(sde)()).score(x, 0.5), score(x, 0.5))
+
+
 def tampered(path, change):
     """The file at ``path`` with its JSON changed, and a digest to match, as an attacker would."""
     with safetensors.safe_open(path, "pt") as file:

@@ -11,6 +11,8 @@ https://arxiv.org/abs/2107.00630, section 5.1 (all that matters is the signal-to
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
@@ -25,20 +27,23 @@ class Interpolation(LinearSDE):
     :math:`\beta(t) = -2(\log\alpha)'` is continuous and never negative, so that solvers of low order meet no jump.
 
     Args:
-        log_alphas: :math:`\tfrac12\log\bar\alpha_i` for i = 0 ... N, (N + 1,), falling from 0.
+        log_alphas: :math:`\tfrac12\log\bar\alpha_i` for i = 0 ... N, (N + 1,), falling from 0. Kept as a list, so that a file
+            can hold the process.
         t_max: the end of the clock; node i lies at ``t_max * i / N``.
 
     Source: Fritsch and Carlson 1980, https://doi.org/10.1137/0717021.
     """
 
-    def __init__(self, log_alphas: Tensor, t_max: float = 1.0):
+    def __init__(self, log_alphas: Tensor | Sequence[float], t_max: float = 1.0):
+        values = torch.as_tensor(log_alphas, dtype=torch.float64, device="cpu")
+        self.log_alphas = values.tolist()
         self.t_max = float(t_max)
-        self.count = len(log_alphas) - 1
+        self.count = len(values) - 1
         self.t_min = (
             self.t_max / self.count if self.count > 1 else 0.0
         )  # the first node with noise: networks know no earlier
-        self.ends = torch.linspace(0, self.t_max, self.count + 1, dtype=torch.float64)
-        spline = PchipInterpolator(self.ends.numpy(), log_alphas.double().numpy())
+        self.ends = torch.linspace(0, self.t_max, self.count + 1, dtype=torch.float64, device="cpu")
+        spline = PchipInterpolator(self.ends.numpy(), values.numpy())
         self.pieces = torch.from_numpy(spline.c.copy())  # (4, N), highest power first
 
     def _local(self, t: Tensor) -> tuple[Tensor, Tensor]:

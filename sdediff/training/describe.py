@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from ..derived import DerivedAffine, DerivedLinear
 from ..sde import SDE
 
 _PACKAGE = __name__.partition(".")[0]
@@ -28,6 +29,8 @@ def describe(value: Any) -> Any:
         return value
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
+    if isinstance(value, (DerivedLinear, DerivedAffine)):
+        value = value.origin  # what its author wrote
     cls = type(value)
     path = f"{cls.__module__}:{cls.__qualname__}"
     if not isinstance(value, (SDE, nn.Module)):
