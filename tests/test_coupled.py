@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -236,6 +237,26 @@ def test_with_one_number_it_is_the_scalar_solver(order, corrector, variable):
         ).x  # fmt: skip
         b = sd.solve(theirs.sde.reverse(theirs, eta), x, solver=scalar, grid=grid, seed=3).x
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("order", "corrector", "named"), [(3, True, 4), (2, True, 3), (3, False, 3)])
+def test_strong_guidance_lowers_its_order_too(order, corrector, named):
+    """To 2, the corrector's included, with a warning: as the scalar solver of that order."""
+    mine, theirs = sd.ExactScore(Plain(), RING), sd.ExactScore(sd.VP(), RING)
+    mine.guidance, rule = 5.0, Polynomial(in_power(0.65))
+    x = theirs.sample(16, 1.0, seed=0)
+    scalar = ExponentialMultistep(2, rule=rule, corrector=rule if corrector else None, corrector_order=1)
+    grid = sd.grids.resolve(sd.VP(), 1.0, 1e-3, grid=sd.grids.LogSNR(12))
+    with pytest.warns(UserWarning, match=f"weight 5 .* order {named} is lowered to 2"):
+        a = sd.solve(
+            mine.sde.probability_flow(mine), x, solver=CoupledMultistep(order, corrector=corrector), grid=grid
+        ).x
+    b = sd.solve(sd.VP().probability_flow(theirs), x, solver=scalar, grid=grid).x
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for low in (CoupledMultistep(2, corrector=False), CoupledMultistep(1)):
+            sd.solve(mine.sde.probability_flow(mine), x[:1], solver=low, grid=grid)
 
 
 def test_where_the_prediction_is_constant_two_steps_are_exact():

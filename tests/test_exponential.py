@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 
 import pytest
 import torch
 
 import sdediff as sd
 from sdediff.noise import Noise, Stream
-from sdediff.solvers.exponential import Adams, ExponentialMultistep, HeldNoise, Polynomial, in_noise_level, in_power
+from sdediff.solvers.exponential import (
+    Adams,
+    ExponentialMultistep,
+    HeldNoise,
+    Polynomial,
+    UniPC,
+    in_noise_level,
+    in_power,
+)
 
 F64 = torch.float64
 
@@ -481,24 +490,70 @@ def test_lower_final_ends_with_a_first_order_step(flow, starts):
     torch.testing.assert_close(partway[1], last, rtol=0, atol=1e-12)
 
 
-def test_strong_guidance_lowers_the_order_with_a_warning(starts):
-    sde = sd.VP()
+def guided(sde, weight):
+    """The ring's score with a guidance that does nothing but have this weight."""
     plain = sd.ExactScore(sde, sd.densities.ring(8))
-    score = sd.ClassifierFree(sd.FunctionScore(lambda x, t, cond: plain(x, t), sde), 7.5, torch.zeros(1))
-    cond = torch.zeros(len(starts))
-    with pytest.warns(UserWarning, match="order 4 is lowered to 2"):
-        got = sd.solve(
-            sde.probability_flow(score), starts, solver=sd.ExponentialAdams(), grid=sd.grids.LogSNR(8), cond=cond
-        ).x
-    want = sd.solve(
-        sde.probability_flow(plain),
-        starts,
-        solver=ExponentialMultistep(
-            2, rule=Polynomial(in_power(0.62)), corrector=Polynomial(in_power(1.6)), corrector_order=2
+    return sd.ClassifierFree(sd.FunctionScore(lambda x, t, cond: plain(x, t), sde), weight, torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("solver", "named", "fallback"),
+    [
+        (
+            sd.ExponentialAdams(),
+            4,
+            ExponentialMultistep(
+                2, rule=Polynomial(in_power(0.62)), corrector=Polynomial(in_power(1.6)), corrector_order=1
+            ),
         ),
-        grid=sd.grids.LogSNR(8),
-    ).x
+        (sd.UniPCSolver(3), 4, ExponentialMultistep(2, rule=UniPC(), corrector=UniPC(), corrector_order=1)),
+        (sd.UniPCSolver(2), 3, ExponentialMultistep(2, rule=UniPC(), corrector=UniPC(), corrector_order=1)),
+        (sd.SASolver(3), 4, ExponentialMultistep(2, corrector=Polynomial(), corrector_order=1)),
+        (sd.DEIS(3), 3, sd.DEIS(2)),
+        (sd.DPMSolverPP3M(), 3, ExponentialMultistep(2)),
+        (sd.DPMSolver3(), 3, sd.DPMSolver3()),
+        (sd.SEEDS3(), 3, sd.SEEDS3()),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_strong_guidance_lowers_the_order_with_a_warning(starts, solver, named, fallback):
+    """To 2, the corrector's included; a method of three stages can only say so."""
+    sde = sd.VP()
+    cond, grid = torch.zeros(len(starts)), sd.grids.LogSNR(8)
+    done = "stays, as .* cannot lower it" if fallback.__class__ in (sd.DPMSolver3, sd.SEEDS3) else "is lowered to 2"
+    with pytest.warns(UserWarning, match=f"weight -7.5 .* order {named} {done}") as caught:
+        got = sd.solve(sde.probability_flow(guided(sde, -7.5)), starts, solver=solver, grid=grid, cond=cond).x
+    assert caught[0].filename == __file__ and len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for weight in (2.9, -2.9):
+            sd.solve(sde.probability_flow(guided(sde, weight)), starts[:1], solver=solver, grid=grid, cond=cond[:1])
+        want = sd.solve(sde.probability_flow(guided(sde, 1.0)), starts, solver=fallback, grid=grid, cond=cond).x
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [sd.DDIM(), sd.DPMSolverPP2M(), sd.DPMSolver2(), sd.SEEDS2(), sd.UniPCSolver(1), sd.ExponentialAdams(2)],
+    ids=lambda v: type(v).__name__,
+)
+def test_order_two_under_guidance_is_let_be(starts, solver):
+    sde = sd.VP()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        process = sde.probability_flow(guided(sde, 7.5))
+        sd.solve(process, starts[:1], solver=solver, grid=sd.grids.LogSNR(8), cond=torch.zeros(1))
+
+
+def test_what_strong_guidance_leaves_has_order_two(flow, starts, exact):
+    """Flow orders of 3 and more were left where a corrector was."""
+    score = sd.ExactScore(flow.sde, sd.densities.ring(8, weights=[1, 2, 3, 4, 5, 6, 7, 8]))
+    score.guidance = 7.5
+    for solver in (sd.UniPCSolver(2), sd.SASolver(3), sd.ExponentialAdams()):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _, low, high = slope(flow.sde.probability_flow(score), starts, exact, solver, 640)
+        assert 1.8 < low < high < 2.2, (solver, low, high)
 
 
 def test_thresholding_keeps_the_data_prediction_in_range(starts):

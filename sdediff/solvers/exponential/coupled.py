@@ -30,6 +30,7 @@ from ...noise import Stream
 from ...score import Score
 from ...sde import SDE, Coefficient, CoupledSemilinear, check_coefficient, evaluate
 from ..base import Advance, Orders, Remembering, Solver
+from .guidance import too_high
 from .rules import Variable, in_power, lagrange
 
 _RULE = Legendre(12)
@@ -41,7 +42,7 @@ class CoupledMultistep(Solver):
     r"""Exponential Adams steps with matrix propagators, one evaluation a step, of any stochasticity.
 
     Meant for steps that shorten towards the data, such as ``grids.Power(n, 3.0)``. On a reversal with noise order 2 is as good
-    as any.
+    as any. Under strong guidance it falls back to order 2, corrector included, with a warning.
 
     Args:
         order: the number q of data predictions used, 1 to 4. The first steps, which have fewer, are of lower order.
@@ -96,15 +97,20 @@ class CoupledMultistep(Solver):
         steps = propagators(sde, grid, eta2)
         ell = 0.5 * sde.log_snr(grid)
         count = len(grid) - 1
-        orders = [min(self.order, k + 1) for k in range(count)]
+        order, earlier = self.order, self.order
+        if too_high(process.score, order + self.corrector, "is lowered to 2"):
+            order, earlier = min(order, 2), 1
+        orders = [min(order, k + 1) for k in range(count)]
         predictor = [self._weights(sde, steps, ell, k, range(k, k - orders[k], -1)) for k in range(count)]
-        corrector = [self._weights(sde, steps, ell, k, range(k + 1, k - orders[k], -1)) for k in range(count)]
+        corrector = [
+            self._weights(sde, steps, ell, k, range(k + 1, k - min(orders[k], earlier), -1)) for k in range(count)
+        ]
         spread = root(steps.noise) if bool((eta2 > 0).any()) else None
         shift = sde.scales(grid).kernel.shift
         shift = shift[1:] - act(steps.psi, shift[:-1])
         predict = process.score.along(grid[:-1], Score.data)
         nodes = grid.tolist()
-        past: deque[Tensor] = deque(maxlen=self.order)  # predictions as blocks, newest first
+        past: deque[Tensor] = deque(maxlen=order)  # predictions as blocks, newest first
         base: list[Tensor] = []  # the linear part and noise of the last step
 
         def advance(k: int, x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ that led there.
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
 from typing import Any
 
@@ -20,14 +19,15 @@ from ...noise import Stream
 from ...sde import SDE, Coefficient, Semilinear, check_coefficient, evaluate
 from ..base import Advance, Orders, Remembering, Solver
 from ..onestep import check_coefficients
+from .guidance import too_high
 from .kernel import Held, HeldData, Steps, steps_of
 from .rules import Polynomial, Rule
-
-_STRONG_GUIDANCE = 3.0
 
 
 class ExponentialMultistep(Solver):
     """An exponential Adams method for reversed linear SDEs, of any stochasticity.
+
+    Under strong guidance it falls back to order 2, corrector included, with a warning.
 
     Args:
         order: q, the number of predictions used, 1 to 4.
@@ -91,17 +91,20 @@ class ExponentialMultistep(Solver):
         """All weights of the grid at once; the steps then are the predictions and a few kernels."""
         assert isinstance(process, Semilinear)
         steps = self.steps(process, grid)
-        orders = self._orders(process, steps)
+        order, earlier = self.order, self.corrector_order
+        if too_high(process.score, max(order, earlier + 1 if self.corrector else 1), "is lowered to 2"):
+            order, earlier = min(order, 2), 1
+        orders = self._orders(steps, order)
         linear, spread = self.prediction.linear(steps), self.prediction.noise(steps)
         check_coefficients(process, grid, linear, spread, self.prediction.total(steps))
         predictor = _weights(self.rule, self.prediction, steps, orders, process.sde)
         corrector = None
         if self.corrector is not None:
-            held = [min(o, self.corrector_order) for o in orders]
+            held = [min(o, earlier) for o in orders]
             corrector = _weights(self.corrector, self.prediction, steps, held, process.sde, new=True)
         predict = process.score.along(grid[:-1], self.prediction.view)
         nodes, a, c = grid.tolist(), linear.tolist(), spread.tolist()
-        past: deque[Tensor] = deque(maxlen=max([*orders, self.corrector_order]))  # newest first
+        past: deque[Tensor] = deque(maxlen=max([*orders, earlier]))  # newest first
         base: list[Tensor] = []  # the linear part and noise of the last step
 
         def advance(k: int, x: Tensor) -> Tensor:
@@ -119,17 +122,8 @@ class ExponentialMultistep(Solver):
 
         return Remembering(advance, past, base)
 
-    def _orders(self, process: Semilinear, steps: Steps) -> list[int]:
-        """The order of each step: what history, finite nodes and guidance allow."""
-        most = self.order
-        guidance = process.score.guidance
-        if most > 2 and abs(guidance) >= _STRONG_GUIDANCE:
-            warnings.warn(
-                f"Guidance of weight {guidance:g} makes high orders unstable: order {most} is lowered to 2. Ask for order 2, "
-                "and threshold the data prediction (Thresholded), to be rid of this warning.",
-                stacklevel=5,
-            )
-            most = 2
+    def _orders(self, steps: Steps, most: int) -> list[int]:
+        """The order of each step: what history and finite nodes allow."""
         count = len(steps.h)
         finite = torch.isfinite(steps.ell_s).tolist()
         orders, run = [], 0

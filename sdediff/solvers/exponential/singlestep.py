@@ -16,12 +16,15 @@ from ...noise import Stream
 from ...sde import SDE, Semilinear
 from ..base import Advance, Orders, Solver
 from ..onestep import check_coefficients
+from .guidance import too_high
 from .kernel import Held, HeldData, Steps, steps_between, steps_of
 from .rules import Polynomial, Rule
 
 
 class ExponentialSingleStep(Solver):
     """An exponential Runge-Kutta method for reversed linear SDEs, of any stochasticity.
+
+    Under strong guidance it warns where its order is above 2.
 
     Args:
         stages: for each stage beyond the first, (r, which earlier stages it uses); r in (0, 1), rising. Stage 0 is the
@@ -51,6 +54,11 @@ class ExponentialSingleStep(Solver):
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """The weights of every stage of every step at once."""
         assert isinstance(process, Semilinear)
+        too_high(
+            process.score,
+            int(self.orders.ode or 1),
+            f"stays, as {type(self).__name__} cannot lower it",
+        )
         whole = steps_of(process, grid)
         fractions = [0.0, *(r for r, _ in self.stages), 1.0]
         ells = whole.ell_s.unsqueeze(1) + whole.h.unsqueeze(1) * torch.tensor(fractions, dtype=grid.dtype)  # (N, S + 1)
