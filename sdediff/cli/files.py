@@ -20,7 +20,9 @@ def read_array(path: Path) -> Tensor:
         ValueError: no such file, another kind of file, a damaged one, or an array of no numbers.
     """
     if path.suffix != ".npy":
-        raise ValueError(f"{path} is no .npy file: write one with numpy.save('data.npy', array).")
+        table = ", delimiter=',', skiprows=1" if path.suffix == ".csv" else ""
+        source = f"numpy.loadtxt({str(path)!r}{table})" if path.suffix in (".csv", ".txt") else "array"
+        raise ValueError(f"{path} is no .npy file: write one with numpy.save('data.npy', {source}).")
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     try:
@@ -28,7 +30,10 @@ def read_array(path: Path) -> Tensor:
     except MemoryError:
         raise ValueError(f"{path} says that it holds more than memory does: it is damaged, or too large.") from None
     except Exception as error:  # a damaged header is parsed as Python, and fails in as many ways
-        raise ValueError(f"{path} cannot be read as an array, it is damaged or holds objects: {error}") from error
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, holds Python objects, or numpy.save did not write it. Write numbers with "
+            "numpy.save('data.npy', array)."
+        ) from error
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{path} holds {array.dtype} values; an array of real numbers is needed.")
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False)))
@@ -43,6 +48,8 @@ def read_data(path: Path) -> Tensor:
     data = read_array(path)
     if data.ndim < 1 or len(data) < 2 or data.numel() == 0:
         raise ValueError(f"{path} has shape {tuple(data.shape)}; training needs (N, *event) with at least 2 samples.")
+    if not bool(data.to(torch.float32).isfinite().all()) and bool(data.isfinite().all()):
+        raise ValueError(f"{path} holds values up to {float(data.abs().max()):.2g}, beyond float32: take other units.")
     return check_finite(data.to(torch.float32), str(path))
 
 
@@ -56,7 +63,7 @@ def read_labels(path: Path, n: int) -> Tensor:
     if tuple(labels.shape) != (n,):
         raise ValueError(f"{path} has shape {tuple(labels.shape)}; {n} samples need labels of shape ({n},).")
     if labels.dtype.is_floating_point or labels.dtype == torch.bool or int(labels.min()) < 0:
-        raise ValueError(f"{path} must hold class numbers 0, 1, ... as integers.")
+        raise ValueError(f"{path} must hold class numbers 0, 1, ... as integers: numpy.save(..., labels.astype(int)).")
     return labels.long()
 
 
