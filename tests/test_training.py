@@ -735,6 +735,17 @@ def test_the_process_of_a_chain_is_in_the_file(chain, tmp_path):
         assert torch.equal(getattr(got, name)(t[1:]), getattr(sde, name)(t[1:]))
 
 
+@pytest.mark.parametrize("depth", [700, 100_000])
+def test_a_description_without_end_is_told(depth, tmp_path):
+    """Deeper than Python recurses when it builds, or when it reads."""
+    said, path = "[" * depth + "]" * depth, tmp_path / "a"
+    whole = digest(json.loads(said), {}) if depth < 900 else ""
+    about = f'{{"format": 1, "digest": "{whole}", "score": {said}}}'
+    path.write_bytes(safetensors.torch.save({}, metadata={"sdediff": about}))
+    with pytest.raises(ValueError, match="is damaged|describes a list"):
+        tr.load(path)
+
+
 class Drifting(sd.SDE):
     """An SDE of one's own, found to be linear."""
 

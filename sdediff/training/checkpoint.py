@@ -101,8 +101,11 @@ def load(
     """
     description, tensors = read_tensors(Path(path), "score")
     build_net = net is None
-    with torch.device("meta" if build_net else "cpu"):  # the weights come from the file: none need be drawn
-        score = rebuild(description, {"sde": sde, "net": net})
+    try:
+        with torch.device("meta" if build_net else "cpu"):  # the weights come from the file: none need be drawn
+            score = rebuild(description, {"sde": sde, "net": net})
+    except RecursionError as error:
+        raise ValueError(f"{path} is damaged: its description is nested too deeply.") from error
     if not isinstance(score, NetworkScore):
         raise ValueError(f"{path} describes a {type(score).__name__}, which is no network score.")
     fill(score, under("score.", tensors), path, assign=build_net)

@@ -56,7 +56,7 @@ def read_tensors(path: Path, kind: str) -> tuple[Any, dict[str, Tensor]]:
         )
     try:
         about = json.loads(metadata[_KEY])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:  # too deep is no description either
         raise ValueError(f"{path} is damaged: what it says of the {kind} is no JSON ({error}).") from error
     check_format(about, path)
     if missing := {kind, "digest"} - about.keys():
