@@ -340,6 +340,21 @@ def test_failures_are_named():
         sd.solve(back, randn(3, 1), solver=sd.AdaptiveHeun(), t0=1.0, t1=0.1, seed=0)
 
 
+@CLOCKS
+@pytest.mark.parametrize("rtol", [2e-2, 1e-4])
+def test_it_refuses_what_does_not_show_where_all_start(sign, rtol):
+    """At 0 these derivatives vanish: it went on, with a standard deviation of 5 where .5 is right."""
+    solver, matrix = sd.AdaptiveHeun(rtol=rtol, atol=rtol), torch.tensor([[0.6, 0.3], [0.0, 0.5]], dtype=torch.float64)
+    dense = Clock(lambda x, u: -x, lambda x, u: sd.Dense(matrix * (1 + x[:, :1, None] ** 2)), sign)
+    with pytest.raises(ValueError, match="AdaptiveHeun needs additive noise"):
+        dense.solve(torch.zeros(5, 2, dtype=torch.float64), solver, seed=0)
+    crossed = Clock(lambda x, u: -x, lambda x, u: 0.5 + x.flip(-1) ** 2, sign)
+    with pytest.raises(ValueError, match="g_[01] depends on x_[01]"):
+        crossed.solve(torch.zeros(5, 2, dtype=torch.float64), solver, seed=0)
+    own = Clock(lambda x, u: -x, lambda x, u: 0.5 + 0.1 * x**2, sign)
+    assert own.solve(torch.zeros(5, 2, dtype=torch.float64), solver, seed=0).stats["steps"].min() > 1
+
+
 def test_what_it_refuses():
     mixed = Clock(lambda x, u: -x, lambda x, u: 1 + 0.1 * x.flip(1))
     with pytest.raises(ValueError, match="depends on x_"):

@@ -43,7 +43,8 @@ class AdaptiveHeun(Adaptive):
 
     Raises:
         ValueError: matrix noise that depends on the state, or diagonal noise whose g_i depends on another coordinate than x_i:
-            there no method of this cost has strong order 1, and steps that look at the path need it.
+            there no method of this cost has strong order 1, and steps that look at the path need it. Checked at the start and
+            after the first step.
     """
 
     orders = Orders(strong=1.0, strong_additive=1.0, weak=1.0, ode=2.0)
@@ -105,8 +106,9 @@ class _Steps(Attempts):
                 "fixed-step solver, or seed=."
             )
         diffusion = samples.process.diffusion(x, t)
-        check = check_own if diffusion.diagonal else check_additive
-        check(method, lambda at: samples.process.diffusion(at, t[0]), x)
+        self.check = check_own if diffusion.diagonal else check_additive
+        self.check(method, lambda at: samples.process.diffusion(at, t[0]), x)
+        self.unmoved = True  # every sample: where all start is often a special point
         self.path = BridgedPath(noise, x, t, diffusion.noise_shape(x), samples)
         self.slope = torch.empty_like(x)
         self.stale = torch.ones_like(t, dtype=torch.bool)
@@ -125,7 +127,10 @@ class _Steps(Attempts):
         return self.method.step(self.samples, x, t, t_new, self.slope, self.dw)
 
     def settle(self, x: Tensor, t: Tensor, accepted: Tensor) -> None:
-        """The path remembers what was rejected."""
+        """The path remembers what was rejected; the noise is looked at once more where the first steps lead."""
+        if self.unmoved and bool(accepted.any()):
+            self.unmoved = False
+            self.check(self.method, lambda at: self.samples.within.diffusion(at, t[0]), x)
         self.path.settle(accepted)
         self.stale, self.stop = accepted, self.path.stop()
 
