@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import sdediff as sd
 from sdediff.cli import main
 from sdediff.testing import check_sde as assert_sde
 from sdediff.testing import passes
-from sdediff.verify import budget, moments, particles, report, statistics
+from sdediff.verify import budget, chains, halving, moments, particles, report, statistics
 from sdediff.verify.check_sde import _case
 from sdediff.verify.contract import contract
 from sdediff.verify.differences import slope
@@ -376,12 +377,124 @@ def test_joint_test_of_what_does_not_vary():
     assert statistics.joint_test(v).p == 0.0
 
 
-def test_the_error_of_the_steps_is_taken_out(monkeypatch):
-    """With a quarter of the steps: what is not extrapolated has p-values of 5e-9 forward and 1e-166 backward here."""
-    monkeypatch.setattr(particles, "_SHARP", 1.2)
-    for panel in _case(sd.EDM(), D.ring(8), None).panels(0)[:2]:
-        (outcome,) = panel(20_000, 0).values()
-        assert outcome.p > 1e-4, outcome
+class Turning(sd.SDE):
+    """A rotation, which Euler-Maruyama steps wind outwards."""
+
+    def __init__(self, speed=10.0):
+        self.speed = speed
+
+    def f(self, x, t):
+        return self.speed * torch.stack([x[:, 1], -x[:, 0]], 1)
+
+    def g(self, x, t):
+        return 1.0
+
+
+class Growing(sd.SDE):
+    t_max = 3.0
+
+    def f(self, x, t):
+        return 1.5 * x
+
+    def g(self, x, t):
+        return 1.0
+
+
+class Stiff(sd.SDE):
+    def f(self, x, t):
+        return -x * torch.tensor([[1.0, 50.0]], dtype=x.dtype)
+
+    def g(self, x, t):
+        return 1.0
+
+
+class Waving(sd.SDE):
+    def f(self, x, t):
+        return -(1 + torch.sin(20 * t)) * x
+
+    def g(self, x, t):
+        return 1.2 + torch.cos(9 * t)
+
+
+FAST = {
+    "turning": Turning,
+    "growing": Growing,
+    "stiff": Stiff,
+    "waving": Waving,
+    "noisy velocities": lambda: sd.CLD(gamma=1.0),
+    "overdamped": lambda: sd.CLD(friction=4.0),
+    "underdamped": lambda: sd.CLD(friction=0.3),
+    "blurring VE": lambda: sd.Blurring((4,), base=sd.VE()),
+    "blurring": lambda: sd.Blurring((8, 8)),
+    "turning OU": lambda: sd.CorrelatedOU(torch.eye(2), torch.tensor([[1.0, 30.0], [-30.0, 1.0]])),
+}
+QUICK = ["turning", "growing", "stiff", "noisy velocities", "blurring VE"]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_steps_follow_the_rates_of_the_process(name):
+    """Processes that turn, stretch or damp states far faster than they noise them: all three rows are there, and pass."""
+    found = assert_sde(FAST[name](), n=1_000)
+    assert sum(row.p is not None for row in found.rows) == 3
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", FAST)
+def test_steps_follow_the_rates_at_length(name, seed):
+    assert_sde(FAST[name](), n=2_000, seed=seed)
+
+
+def test_what_no_steps_settle_is_not_checked(monkeypatch):
+    """And is no fault: with 48 steps at most what they leave would have a p-value of 0."""
+    monkeypatch.setattr(chains, "MOST", 48)
+    found = sd.verify.check_sde(Turning(), n=1_000)
+    assert found.passed and [r.what.split(":")[0] for r in found.rows if r.p is not None] == ["flow"]
+    told = " ".join(found.unchecked)
+    assert "forward by particles" in told and "reverse by particles: from t = 1 to" in told and "48 steps" in told
+
+
+def test_a_budget_ends_the_search_for_steps():
+    test = particles.forward_test(Turning(), moments.Kernel(sd.as_linear(Turning(), (2,)), (2,)), 0.5, *STARTS)
+    with pytest.raises(chains.UnsettledError, match="budget"):
+        test.panel(0, 1e-6)
+    assert test.panel(0, math.inf)(1_000, 0)
+
+
+STARTS = (lambda n, g: 2 + 0.1 * torch.randn(n, 2, generator=g, dtype=torch.float64), lambda x, g: x)
+
+
+def test_the_error_of_the_steps_is_taken_out():
+    """In 24 steps Heun's method is off; extrapolated it is off by a fraction of that."""
+    test = particles.forward_test(Turning(), moments.Kernel(sd.as_linear(Turning(), (2,)), (2,)), 0.5, *STARTS)
+    trial = test.draw(20_000, torch.Generator().manual_seed(0))
+    ends = halving.solve_nested(Turning(), trial.start, sd.StochasticHeun(), test.chains.nodes(24), 1, 2)
+    fine = trial.look(ends[1])
+    (better,) = test.chains._extrapolated(trial, 24, 1, 2)
+    (outcome,) = test.panel(0, math.inf)(20_000, 0).values()
+    off, left = (float((v - trial.expected).mean(0).norm()) for v in (fine, better))
+    assert off > 0.04 and left < 0.4 * off and outcome.p > 1e-3, (off, left, outcome)
+
+
+def test_nested_steps_follow_one_path():
+    """Brownian motion ends alike at every level; a drift tells the levels apart."""
+    nodes = torch.tensor([0.0, 0.1, 0.3, 0.4, 1.0], dtype=torch.float64)
+    x = torch.zeros(5, 2, dtype=torch.float64)
+
+    class Free(Turning):
+        def f(self, x, t):
+            return self.speed * x
+
+    ends = halving.solve_nested(Free(0.0), x, sd.EulerMaruyama(), nodes, 3, 3)
+    assert len(ends) == 3 and all(torch.allclose(end, ends[0], rtol=0, atol=1e-14) for end in ends)
+    apart = halving.solve_nested(Free(1.0), x + 1, sd.EulerMaruyama(), nodes, 3, 3)
+    assert all((a - b).abs().min() > 1e-3 for a, b in pairwise(apart))
+
+
+def test_nodes_spread_a_mass_evenly():
+    times = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    nodes = chains.spread(times, torch.tensor([3.0, 1.0], dtype=torch.float64))(4)
+    torch.testing.assert_close(nodes, torch.tensor([2, 5 / 3, 4 / 3, 1, 0], dtype=torch.float64))
 
 
 def test_steps_that_do_not_converge_are_seen():

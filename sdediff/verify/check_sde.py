@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,15 +15,16 @@ from torch import Tensor
 from ..densities import Density, Mixture, as_density
 from ..nonlinear import KernelSDE
 from ..sde import ODE, SDE, Linear, derived
-from ..solvers import RK4, EulerMaruyama
+from ..solvers import RK4, StochasticHeun
 from .attempt import attempt, told
 from .budget import FEWEST, affordable, check_budget
+from .chains import UnsettledError, spread
 from .contract import Probe, contract
 from .identity import langevin_panel
 from .laws import Diffused, Fixed, Law, Started
 from .moments import Kernel, kernel_rows
 from .operator import jacobian
-from .particles import Panel, backward_panel, convergence_panel, forward_panel, merged
+from .particles import Panel, backward_test, convergence_panel, forward_test, merged, turning
 from .report import Report, Row, fact_row, judge
 from .reversal import LARGEST, POINTS, Scene, divergence_rows, law_row, reversal_rows
 from .schedule import has_prior, schedule_rows
@@ -31,6 +33,7 @@ _INTERIOR = 5
 _STARTS = 8  # points from which a process with a kernel of another kind starts
 _SIGNAL, _NOISE = 4.0, -4.0  # log of signal over noise between which the interior times lie
 _FIRST, _LAST = -3.0, 1.5  # and between which reversals are run
+_TABLE = 64  # times at which a clock for their steps is asked about
 
 
 def check_sde(
@@ -190,7 +193,10 @@ class Case:
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Samples of x_0: the data, with the noise that the process itself starts with, if any."""
-        x = self.data(n, generator)
+        return self.begun(self.data(n, generator), generator)
+
+    def begun(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Data as states at t = 0: with that noise."""
         if getattr(self.sde, "start_covariance", None) is None:
             return x
         return self.linear.perturb(x, 0.0, torch.randn(x.shape, generator=generator, dtype=torch.float64))
@@ -275,8 +281,8 @@ class Case:
         points = x[-POINTS:].reshape(POINTS, *self.event_shape)
         return Scene(self.sde, Fixed(smooth), lambda t: points)
 
-    def panels(self, seed: int) -> list[Panel]:
-        """The tests by particles."""
+    def panels(self, seed: int, seconds: float = math.inf) -> list[Panel]:
+        """The tests by particles, those that no trial of so many seconds settles left out."""
         sde, panels = self.sde, []
         if self.kernel is None:
             panels.append(convergence_panel(sde, self._calm(seed), self.start))
@@ -286,29 +292,31 @@ class Case:
                 except Exception as error:  # a density with hard edges, or a set of points
                     self.unchecked.append(f"the Langevin identity by particles: {told(error)}")
             return panels
-        panels.append(forward_panel(sde, self.kernel, self.kernel.time_of(0.0, self.horizon), self.data))
+        end = self.kernel.time_of(0.0, self.horizon)
+        tests = [forward_test(sde, self.kernel, end, self.data, self.begun)]
         if self.law.moves:
-            score = self.law.score
-            panels.append(backward_panel(sde.reverse(score), "reverse", self.law, self._nodes, EulerMaruyama()))
+            score, nodes = self.law.score, self._nodes()
+            tests.append(backward_test(sde.reverse(score), "reverse", self.law, nodes, StochasticHeun()))
             flow = sde.probability_flow(score)
-            solver = RK4() if isinstance(flow, ODE) else EulerMaruyama()  # a flow of one's own may be any SDE
-            panels.append(backward_panel(flow, "flow", self.law, self._nodes, solver))
+            solver = RK4() if isinstance(flow, ODE) else StochasticHeun()  # a flow of one's own may be any SDE
+            tests.append(backward_test(flow, "flow", self.law, nodes, solver))
+        for test in tests:
+            try:
+                panels.append(test.panel(seed, seconds))
+            except UnsettledError as error:
+                self.unchecked.append(f"{test.what.split(':')[0]} by particles: {error}")
         return panels
 
-    def _nodes(self, steps: int) -> Tensor:
-        """Falling times, evenly spread in log(signal/noise)."""
+    def _nodes(self) -> Callable[[int], Tensor]:
+        """Falling times, spread evenly in log(signal/noise) and in what the drift does to states."""
         assert self.kernel is not None
         first = self.kernel.time_of(_FIRST, self.horizon)
         # Where the clock ends before there is that much noise, as far from its end.
         last = self.kernel.time_of(max(self.kernel.log_ratio(first), _FIRST) + _LAST - _FIRST, self.horizon)
-        table = torch.linspace(math.log(last), math.log(first), 65, dtype=torch.float64)
-        known = torch.tensor([self.kernel.log_ratio(math.exp(u)) for u in table.tolist()], dtype=torch.float64)
-        wanted = torch.linspace(float(known[-1]), float(known[0]), steps + 1, dtype=torch.float64)
-        k = torch.searchsorted(-known, -wanted).clamp(1, len(known) - 1)
-        share = (known[k - 1] - wanted) / (known[k - 1] - known[k])
-        nodes = torch.exp(table[k - 1] + share * (table[k] - table[k - 1]))
-        nodes[0], nodes[-1] = first, last  # exactly: the clock may end there
-        return nodes
+        times = torch.logspace(math.log2(first), math.log2(last), _TABLE + 1, base=2.0, dtype=torch.float64)
+        times[0], times[-1] = first, last
+        ratio = torch.tensor([self.kernel.log_ratio(t) for t in times.tolist()], dtype=torch.float64)
+        return spread(times, ratio.diff().clamp_min(1e-9) + turning(self.sde, self.event_shape, times))
 
     def _calm(self, seed: int) -> float:
         """A time over which Euler-Maruyama is stable in 64 steps."""
@@ -361,9 +369,13 @@ def _by_particles(
     case: Case, seconds: float, n: int | None, seed: int, level: float
 ) -> tuple[tuple[Row, ...], tuple[str, ...]]:
     """The rows with a p-value, and how they came about."""
+    started = time.perf_counter()
     try:
-        panel = merged(case.panels(seed))
-        count = n or affordable(lambda count: panel(count, seed + 1), seconds)
+        panels = case.panels(seed, math.inf if n else 0.5 * seconds)
+        if not panels:
+            return (), ()
+        panel, spent = merged(panels), time.perf_counter() - started
+        count = n or affordable(lambda count: panel(count, seed + 1), max(seconds - spent, 0.1 * seconds))
         rows = judge(panel, count, seed, level)
     except Exception as error:
         return (fact_row("particles", told(error)),), ()

@@ -36,16 +36,24 @@ def solve_halved(process: SDE, x: Tensor, solver: Method, nodes: Tensor, seed: i
         nodes: (N + 1,), N even. A whole-interval solver with fixed steps takes N/2 and N equal ones between the ends.
         seed: of the path.
     """
+    if isinstance(solver, Integrator) and not solver.fixed:
+        end = solve(process, x, seed=seed, solver=solver, t0=float(nodes[0]), t1=float(nodes[-1])).x
+        return end, end
+    coarse, fine = solve_nested(process, x, solver, nodes, seed, 2)
+    return coarse, fine
+
+
+def solve_nested(process: SDE, x: Tensor, solver: Method, nodes: Tensor, seed: int, levels: int) -> list[Tensor]:
+    """The same at any number of levels, the coarsest first; N is a multiple of 2^(levels - 1)."""
+    grids = [nodes[:: 2**k] for k in reversed(range(levels))]
     middles = {
-        (s, t): m for s, m, t in zip(nodes[:-1:2].tolist(), nodes[1::2].tolist(), nodes[2::2].tolist(), strict=True)
+        (s, t): m
+        for grid in (v.tolist() for v in grids[1:])
+        for s, m, t in zip(grid[:-1:2], grid[1::2], grid[2::2], strict=True)
     }
     options: dict[str, Any] = {"solver": solver, "t0": float(nodes[0]), "t1": float(nodes[-1])}
-    if isinstance(solver, Integrator) and not solver.fixed:
-        end = solve(process, x, seed=seed, **options).x
-        return end, end
-    spacing = [{"grid": v} if isinstance(solver, Solver) else {"steps": len(v) - 1} for v in (nodes[::2], nodes)]
-    coarse, fine = (solve(process, x, noise=_Path(seed, middles), **options, **each).x for each in spacing)
-    return coarse, fine
+    spacing = [{"grid": v} if isinstance(solver, Solver) else {"steps": len(v) - 1} for v in grids]
+    return [solve(process, x, noise=_Path(seed, middles), **options, **each).x for each in spacing]
 
 
 def mean_test(fine: Tensor, coarse: Tensor, claimed: Tensor | float, scale: float, unit: str = "sd") -> Outcome:
@@ -70,10 +78,10 @@ def projections_test(
 
 
 class _Path(Noise):
-    """One Brownian path for a grid and for its every other node.
+    """One Brownian path for a grid, for its every other node, and so on.
 
-    Unlike :class:`~sdediff.BrownianPath` it knows its grid, so uneven steps cost it nothing. A step over two intervals of
-    the fine grid draws the numbers of both, in the order in which the fine grid does.
+    Unlike :class:`~sdediff.BrownianPath` it knows its grid, so uneven steps cost it nothing. A step over several intervals of
+    the fine grid draws the numbers of all of them, in the order in which the fine grid does.
     """
 
     def __init__(self, seed: int, middles: dict[tuple[float, float], float]):
@@ -100,5 +108,5 @@ class _PathStream(Stream):
         middle = self.middles.get((s, t))
         if middle is None:
             return self.normal(shape)
-        parts = [self.normal(shape) * abs(b - a) ** 0.5 for a, b in pairwise((s, middle, t))]
+        parts = [self.unit(a, b, shape) * abs(b - a) ** 0.5 for a, b in pairwise((s, middle, t))]
         return (parts[0] + parts[1]) / abs(t - s) ** 0.5

@@ -1,14 +1,9 @@
 r"""What particles say of a process: its forward law against the kernel, its reversals against the exact law.
 
-Euler-Maruyama has an error proportional to the step. Chains of N/2 and of N steps on one Brownian path cancel it,
-
-.. math:: \mathrm E\,\phi(x_t) \approx 2\,\mathrm E\,\phi(x^{N}) - \mathrm E\,\phi(x^{N/2}) + O(h^2),
-
-at hardly any cost in variance; N grows with the fourth root of the number of particles, so that what is left stays below the
-noise. Then the means of several bounded functions are tested together (Hotelling): where all is right the p-value is
-uniform, not merely large.
-
-Source: Talay and Tubaro 1990, https://doi.org/10.1080/07362999008809220 (the extrapolation).
+Particles take steps, by Heun's method or a Runge-Kutta one, and what is left of the steps must stay below the noise
+(:mod:`~sdediff.verify.chains`). Then the means of several bounded functions are tested together (Hotelling): where all is
+right the p-value is uniform, not merely large. Without a kernel there is no law to compare with, but a limit that steps of
+Euler and Maruyama must converge to.
 """
 
 from __future__ import annotations
@@ -22,11 +17,11 @@ from torch import Tensor
 
 from ..metrics import random_directions
 from ..sde import SDE
-from ..solvers import EulerMaruyama, Method
+from ..solvers import Method, StochasticHeun
+from .chains import Chains, Draw, Trial, spread
 from .features import Features
-from .halving import solve_halved
 from .laws import Law
-from .moments import Kernel
+from .moments import Kernel, coefficients
 from .operator import rows
 from .statistics import Outcome, joint_test, quantile, two_sided
 
@@ -34,49 +29,87 @@ Panel = Callable[[int, int], dict[str, Outcome]]
 _AXES = 4
 _COARSEST = 64
 _LEAST_ORDER = 0.4  # 1/2 is what Euler-Maruyama has for any smooth f and g
-_SHARP = 5.0  # steps at 1,000 particles, for each unit of log(signal/noise) or relaxation time
+_TABLE = 64  # times at which the drift is asked how fast it turns
+_NOISELESS = 1e-10  # of the largest variance
 
 
-def forward_panel(sde: SDE, kernel: Kernel, t: float, start: Callable[[int, torch.Generator], Tensor]) -> Panel:
-    """Particles from x_0 to t, standardised by the kernel: they must be standard normal given x_0."""
+@dataclass(frozen=True)
+class ChainTest:
+    """What is tested by chains of steps.
+
+    Args:
+        what: the name of the row.
+        chains: the process and its nodes.
+        draw: fresh particles.
+    """
+
+    what: str
+    chains: Chains
+    draw: Draw
+
+    def panel(self, seed: int, seconds: float) -> Panel:
+        """The test, with as many steps as it takes; see :meth:`Chains.settled` for the arguments and errors."""
+        settled = self.chains.settled(self.draw, seed, seconds)
+
+        def panel(n: int, seed: int) -> dict[str, Outcome]:
+            generator = torch.Generator().manual_seed(seed)
+            trial = self.draw(n, generator)
+            path = int(torch.randint(2**31, (), generator=generator))
+            return {self.what: joint_test(settled.values(trial, path) - trial.expected)}
+
+        return panel
+
+
+def forward_test(
+    sde: SDE,
+    kernel: Kernel,
+    t: float,
+    data: Callable[[int, torch.Generator], Tensor],
+    begun: Callable[[Tensor, torch.Generator], Tensor],
+) -> ChainTest:
+    """Particles from x_0 to t, standardised by the kernel: they must be standard normal given x_0.
+
+    Args:
+        sde, kernel, t: the process, its kernel, and where it is looked at.
+        data: samples of x_0.
+        begun: x_0 with the noise that the process itself starts with, if any.
+    """
     moments = kernel.at(t)
-    root = torch.linalg.cholesky(moments.covariance)
-    steps_per = _Steps(8 * _SHARP)
-    signal = (rows(start(1_000, torch.Generator().manual_seed(0))) @ moments.map.T).square().sum(1).mean()
+    whitened = _whitening(moments.covariance)
+    signal = (rows(data(1_000, torch.Generator().manual_seed(0))) @ moments.map.T).square().sum(1).mean()
     # An affine process may start anywhere: data that are large beside the noise would show the error of the steps.
     factor = min(1.0, math.sqrt(float(moments.covariance.trace() / signal)))
 
-    def panel(n: int, seed: int) -> dict[str, Outcome]:
-        generator = torch.Generator().manual_seed(seed)
-        x0 = factor * start(n, generator)
-        nodes = torch.linspace(0, t, steps_per(n) + 1, dtype=torch.float64)
-        ends = solve_halved(sde, x0, EulerMaruyama(), nodes, _path(generator))
-        mean = rows(x0) @ moments.map.T + moments.shift
-        z = [torch.linalg.solve_triangular(root, (rows(x) - mean).T, upper=False).T for x in ends]
-        turn = _directions(kernel.size, generator)
-        coarse, fine = (_waves(v @ turn) for v in z)
-        return {f"forward: x_t given x_0 at t = {t:.3g}": joint_test(2 * fine - coarse - _normal_waves(turn.shape[1]))}
+    def draw(n: int, generator: torch.Generator) -> Trial:
+        x0 = factor * data(n, generator)
+        mean, turn = rows(x0) @ moments.map.T + moments.shift, _directions(whitened.shape[1], generator)
+        expected = _normal_waves(turn.shape[1]).expand(n, -1)
+        return Trial(begun(x0, generator), lambda x: _waves((rows(x) - mean) @ whitened @ turn), expected)
 
-    return panel
+    times = torch.linspace(0, t, _TABLE + 1, dtype=torch.float64)
+    nodes = spread(times, times.diff() / t + turning(sde, kernel.event_shape, times))
+    return ChainTest(f"forward: x_t given x_0 at t = {t:.3g}", Chains(sde, StochasticHeun(), nodes), draw)
 
 
-def backward_panel(process: SDE, name: str, law: Law, nodes_of: Callable[[int], Tensor], solver: Method) -> Panel:
+def backward_test(process: SDE, name: str, law: Law, nodes: Callable[[int], Tensor], solver: Method) -> ChainTest:
     """Particles of a reversal from exact samples at the first node to the last: their law there must be the exact one."""
-    steps_per = _Steps(4 * _SHARP)
+    start, end = nodes(2)[[0, -1]].tolist()
 
-    def panel(n: int, seed: int) -> dict[str, Outcome]:
-        generator = torch.Generator().manual_seed(seed)
-        nodes = nodes_of(steps_per(n))
-        start, end = float(nodes[0]), float(nodes[-1])
+    def draw(n: int, generator: torch.Generator) -> Trial:
         fresh = law.sample(4 * n, end, generator)
         d = fresh[0].numel()
         features = Features(law, end, random_directions(d, min(_AXES, d), generator), fresh[:1000])
-        ends = solve_halved(process, law.sample(n, start, generator), solver, nodes, _path(generator))
-        coarse, fine = (features(x) for x in ends)
         expected = features(fresh).reshape(n, 4, -1).mean(1)
-        return {f"{name}: from t = {start:.3g} to {end:.3g}": joint_test(2 * fine - coarse - expected)}
+        return Trial(law.sample(n, start, generator), features, expected)
 
-    return panel
+    return ChainTest(f"{name}: from t = {start:.3g} to {end:.3g}", Chains(process, solver, nodes), draw)
+
+
+def turning(sde: SDE, event_shape: tuple[int, ...], times: Tensor) -> Tensor:
+    r"""By how much an affine drift turns and stretches states between neighbours of ``times``: :math:`\int\|A(t)\|dt`."""
+    middles = (0.5 * (times[:-1] + times[1:])).tolist()
+    norms = [float(torch.linalg.matrix_norm(coefficients(sde, event_shape, t).rate, 2)) for t in middles]
+    return torch.tensor(norms, dtype=torch.float64).nan_to_num() * times.diff().abs()
 
 
 def convergence_panel(sde: SDE, horizon: float, start: Callable[[int, torch.Generator], Tensor]) -> Panel:
@@ -100,18 +133,11 @@ def merged(panels: list[Panel]) -> Panel:
     return panel
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """An even number of steps that grows with the fourth root of n: ``at_thousand`` where n = 1,000."""
-
-    at_thousand: float
-
-    def __call__(self, n: int) -> int:
-        return 2 * math.ceil(0.5 * self.at_thousand * (n / 1000) ** 0.25)
-
-
-def _path(generator: torch.Generator) -> int:
-    return int(torch.randint(2**31, (), generator=generator))
+def _whitening(covariance: Tensor) -> Tensor:
+    """W (D, K) with Wᵀ C W = I, in the range of C: where there is no noise the moment equations alone have a say."""
+    variances, axes = torch.linalg.eigh(covariance)
+    kept = variances > _NOISELESS * variances[-1]
+    return axes[:, kept] / variances[kept].sqrt()
 
 
 def _directions(size: int, generator: torch.Generator) -> Tensor:
