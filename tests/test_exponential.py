@@ -732,6 +732,9 @@ def test_the_reference_of_an_adapted_grid_has_as_many_steps_as_asked_for(flow, s
         ({"solves": 0}, ValueError, "^solves = 0: ask for a positive whole number"),
         ({"solves": True}, TypeError, "^solves must be a positive whole number, got True"),
         ({"reference_steps": 0}, ValueError, "^reference_steps = 0: ask for a positive whole number"),
+        ({"reference_steps": -3}, ValueError, "^reference_steps = -3: ask for a positive whole number"),
+        ({"reference_steps": 4}, ValueError, "^reference_steps = 4 must lie above steps = 4"),
+        ({"reference_steps": 10**8}, ValueError, "^reference_steps = 100,000,000 must .* be at most 10,000,000"),
     ],
     ids=str,
 )

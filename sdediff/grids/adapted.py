@@ -30,7 +30,7 @@ from ..checks import check_count, check_whole
 from ..noise import Seeded
 from ..sde import SDE
 from ..whole import write_whole
-from .fixed import Grid, LogSNR, Uniform, check_monotone, check_steps
+from .fixed import MOST_STEPS, Grid, LogSNR, Uniform, check_monotone, check_steps
 
 
 class Prepares(Protocol):
@@ -135,7 +135,7 @@ def adapt(
 
     Raises:
         TypeError: the process has noise: adapt on its flow and use the grid for both. A number is no whole number.
-        ValueError: a number is too small, or the reference solve is not finite.
+        ValueError: a number is too small or too large, or the reference solve is not finite.
     """
     solver.check(process)
     if process.direction != 0:
@@ -145,6 +145,11 @@ def adapt(
         raise ValueError(f"knots = {knots}: a warp needs at least 2.")
     check_count(solves, "solves")
     reference_steps = 50 * steps if reference_steps is None else check_count(reference_steps, "reference_steps")
+    if not steps < reference_steps <= MOST_STEPS:
+        raise ValueError(
+            f"reference_steps = {reference_steps:,} must lie above steps = {steps:,}, as errors are distances to that solve, and "
+            f"be at most {MOST_STEPS:,}."
+        )
     t0, t1 = process.t_max if t0 is None else t0, process.t_min if t1 is None else t1
     kind = base or (LogSNR if hasattr(getattr(process, "sde", process), "time_of") else Uniform)
     started = time.perf_counter()
