@@ -255,7 +255,12 @@ class _Probe:
         if self._noise(t)[0].diagonal:
             return False
         gram = self.matrix(t) @ self.matrix(t).mT
-        return not _small(gram - torch.diag_embed(torch.diagonal(gram, dim1=1, dim2=2)), gram)
+        return not self.rounding(gram - torch.diag_embed(torch.diagonal(gram, dim1=1, dim2=2)), gram)
+
+    def rounding(self, part: Tensor, whole: Tensor) -> bool:
+        """Whether a part (T, ...) is rounding beside the whole (T, ...) at every time, in the precision of f and g."""
+        size, scale = (value.abs().reshape(len(value), -1).amax(1) for value in (part, whole))
+        return bool((size <= (1e-10 if self.dtype == torch.float64 else TOLERANCE) * scale).all())
 
     def _noise(self, t: Tensor) -> tuple[Diffusion, Tensor]:
         return self.diffusion(torch.zeros(1, self.size, device=t.device), t)
@@ -278,9 +283,9 @@ def _derive(probe: _Probe) -> Linear:
         probe.dense = probe.mixes(times)
         if not probe.dense:
             ratio = (y * x).sum((1, 2), keepdim=True) / x.square().sum()
-            still = bool(offset.abs().max() <= 1e-12 * y.abs().max())
-            even = _small(variances - variances[:, :1], variances) and still
-            if even and _small(y - ratio * x, y):
+            still = bool((offset.abs().amax(1) <= 1e-12 * y.abs().amax((1, 2))).all())
+            even = probe.rounding(variances - variances[:, :1], variances) and still
+            if even and probe.rounding(y - ratio * x, y):
                 return DerivedLinear(probe)
             for k in (k for k in (1, 2, 3, 4) if probe.size % k == 0):
                 for adjacent in (False, True):
@@ -301,10 +306,10 @@ def _blockwise(probe: _Probe, k: int, adjacent: bool, x: Tensor, y: Tensor, vari
     u = apart._blocks(x.unsqueeze(0))[0].permute(1, 0, 2)  # (n, P, k)
     v = apart._blocks(y).permute(0, 2, 1, 3)  # (T, n, P, k)
     matrices = torch.linalg.pinv(u) @ v  # (T, n, k, k), transposed blocks
-    if not _small(u @ matrices - v, v):
+    if not probe.rounding(u @ matrices - v, v):
         return None
     noise = apart._blocks(variances.unsqueeze(1))[:, 0]  # (T, n, k)
-    shared = _small(matrices - matrices[:, :1], matrices) and _small(noise - noise[:, :1], noise)
+    shared = probe.rounding(matrices - matrices[:, :1], matrices) and probe.rounding(noise - noise[:, :1], noise)
     return DerivedAffine(probe, k, shared=shared, adjacent=adjacent)
 
 
@@ -326,7 +331,10 @@ def _check_affine(probe: _Probe, times: Tensor) -> None:
         ):
             sums.append((seen, expected, at, fu.abs() + fv.abs()))
     alone = probe.drift(u[:1], times)
-    if not _small(alone - values[:, 21:22], alone):
+    broken = times[~alone.isfinite().all(2).all(1)]
+    if len(broken):
+        raise ValueError(f"{type(probe.sde).__name__}.f is NaN or infinite at t = {float(broken[0]):g}, near x = 0.")
+    if not bool((alone - values[:, 21:22]).abs().max() <= TOLERANCE * alone.abs().max()):
         raise ValueError(
             f"{type(probe.sde).__name__}.f gives a state another drift in another batch: reduce over event axes alone."
         )
@@ -379,11 +387,6 @@ def _not_affine(probe: _Probe, what: str, size: float, x: Tensor, t: float, show
         shown,
         size,
     )
-
-
-def _small(part: Tensor, whole: Tensor) -> bool:
-    """Whether a part is rounding beside the whole."""
-    return bool(part.abs().max() <= TOLERANCE * whole.abs().max())
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -398,3 +398,44 @@ def test_other_refusals():
     assert float(short.prior((2,), std=1.0).std) == pytest.approx(1.0)
     assert sd.as_linear(VE, (2,)).prior((2,)).std > 40
     assert sd.as_linear(sd.VP(), (2,)) and isinstance(sd.as_linear(sd.CLD()), sd.CLD)
+
+
+def test_a_weak_coupling_at_one_time_is_seen_beside_large_coefficients_at_another():
+    """Judged against the largest coefficient of all times, both would have passed for uncoupled."""
+
+    class Early(sd.SDE):
+        def f(self, x, t):
+            return -0.1 * 1e4**t * x + 1e-3 * torch.exp(-20 * torch.as_tensor(t)) * x.flip(1)
+
+        def g(self, x, t):
+            return 1.0
+
+    class Uneven(sd.SDE):
+        def f(self, x, t):
+            return -x * torch.tensor([1.0, 1.0 + 2e-6], dtype=x.dtype)
+
+        def g(self, x, t):
+            return 1.0
+
+    x0 = torch.eye(2, dtype=torch.float64)
+    own = sd.as_linear(Early(), (2,))
+    early = (own.marginal(x0, 0.1).mean[0, 1], own.marginal(x0, 0.1).mean[1, 0])
+    drift = [[-0.1 * 1e4**s, 1e-3 * math.exp(-20 * s)] for s in [0.1 * (k + 0.5) / 2000 for k in range(2000)]]
+    decay = sum(a for a, _ in drift) * 0.1 / 2000
+    coupling = sum(c for _, c in drift) * 0.1 / 2000  # both matrices commute, so the integrals exponentiate
+    for value in early:
+        assert float(value) == pytest.approx(math.exp(decay) * math.sinh(coupling), rel=1e-6)
+    uneven = sd.as_linear(Uneven(), (2,)).marginal(torch.ones(1, 2, dtype=torch.float64), 1.0).mean[0]
+    assert float(uneven[1] / uneven[0]) == pytest.approx(math.exp(-2e-6), abs=1e-12)
+
+
+def test_a_drift_that_is_nan_is_called_that():
+    class Broken(sd.SDE):
+        def f(self, x, t):
+            return x * math.nan
+
+        def g(self, x, t):
+            return 1.0
+
+    with pytest.raises(ValueError, match="NaN or infinite at t = "):
+        sd.as_linear(Broken(), (2,))
