@@ -11,12 +11,12 @@ from tqdm.auto import tqdm
 
 from .checks import check_count, check_event, check_state
 from .errors import NonFiniteError
-from .grids import Grid
+from .grids import Grid, ends
 from .noise import Noise, as_noise
 from .score import condition_rows
 from .sde import SDE
 from .solution import Solution
-from .solve import Callback, Times, check_solver, ends, solve
+from .solve import Callback, Times, check_solver, solve
 from .solvers import Method
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import counting
-from .checks import all_finite, check_finite, check_number, check_parameter, check_state
+from .checks import all_finite, check_finite, check_state
 from .errors import NonFiniteError, non_finite
-from .grids import Grid, check_steps, resolve, saved_times
+from .grids import Grid, check_steps, ends, resolve, saved_times
 from .noise import Noise, as_noise
 from .sde import SDE, CoupledSemilinear, Reversal, Semilinear
 from .solution import Solution
@@ -189,34 +189,6 @@ class _Run:
             "score or the drift does not give the same value twice (dropout? put the network in eval mode).",
             step=None, t=times[-1], samples=[], state=x,
         )  # fmt: skip
-
-
-def ends(process: SDE, t0: float | None, t1: float | None, grid: Any) -> tuple[float, float]:
-    """Where the solve starts and stops, checked against the domain and the direction of the process."""
-    if grid is not None and not isinstance(grid, Grid):
-        nodes = check_parameter(grid, "grid").reshape(-1)
-        if len(nodes) > 1:
-            t0, t1 = float(nodes[0]) if t0 is None else t0, float(nodes[-1]) if t1 is None else t1
-    default = (0.0, process.t_max) if process.direction > 0 else (process.t_max, process.t_min)
-    t0, t1 = default[0] if t0 is None else t0, default[1] if t1 is None else t1
-    t0, t1 = (t if isinstance(t, float) else check_number(t, name) for t, name in ((t0, "t0"), (t1, "t1")))
-    for name, t in (("t0", t0), ("t1", t1)):
-        if not 0 <= t <= process.t_max:
-            raise ValueError(
-                f"{name} = {t:g} is outside [0, {process.t_max:g}], the domain of {type(process).__name__}."
-            )
-    if not math.isfinite(t1 - t0):
-        raise ValueError(f"The clock of {type(process).__name__} does not end: give t0 and t1.")
-    if t0 == t1:
-        raise ValueError(f"t0 = t1 = {t0:g}: there is nothing to solve.")
-    if process.direction * (t1 - t0) < 0:
-        way = "rising" if process.direction > 0 else "falling"
-        cure = "sde.reverse(score)" if process.direction > 0 else "the forward process"
-        raise ValueError(
-            f"{type(process).__name__} has noise that flows with {way} t and cannot be solved from {t0:g} to {t1:g}: "
-            f"exchange t0 and t1, or use {cure}."
-        )
-    return t0, t1
 
 
 def check_solver(solver: object, process: SDE) -> None:

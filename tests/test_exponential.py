@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import warnings
 
@@ -735,9 +736,31 @@ def test_the_reference_of_an_adapted_grid_has_as_many_steps_as_asked_for(flow, s
         ({"reference_steps": -3}, ValueError, "^reference_steps = -3: ask for a positive whole number"),
         ({"reference_steps": 4}, ValueError, "^reference_steps = 4 must lie above steps = 4"),
         ({"reference_steps": 10**8}, ValueError, "^reference_steps = 100,000,000 must .* be at most 10,000,000"),
+        ({"t0": 2.0}, ValueError, r"^t0 = 2 is outside \[0, 1\]"),
+        ({"t0": 0.05}, ValueError, "^t0 = t1 = 0.05: there is nothing to solve"),
+        ({"x": [[1.0, 2.0]]}, TypeError, r"^x must be a torch.Tensor of shape \(B, \*event\), got list"),
+        ({"x": torch.ones(3, 2, dtype=torch.int64)}, TypeError, r"^x must be a real floating-point .* use x.float\(\)"),
+        ({"x": torch.full((3, 2), math.inf)}, ValueError, "^x has NaN or infinite entries in 3 of 3"),
+        ({"base": "LogSNR"}, TypeError, "^base must be a kind of grid such as grids.Karras, got 'LogSNR'"),
+        ({"base": sd.grids.LogSNR(5)}, TypeError, "^base must be a kind of grid such as grids.Karras"),
+        ({"base": lambda n: n}, TypeError, "^base must make a grid .* it made int"),
+        (
+            {"solver": sd.DormandPrince()},
+            TypeError,
+            "that steps along a grid, such as ExponentialAdams.*, got DormandPrince",
+        ),
+        ({"solver": sd.Heun}, TypeError, "^solver must be an object .* got the class Heun"),
     ],
     ids=str,
 )
 def test_settings_of_an_adapted_grid_are_named(flow, starts, settings, error, message):
     with pytest.raises(error, match=message):
-        sd.grids.adapt(flow, sd.Heun(), **({"steps": 4, "x": starts, "t1": 0.05} | settings))
+        sd.grids.adapt(flow, **({"solver": sd.Heun(), "steps": 4, "x": starts, "t1": 0.05} | settings))
+
+
+@pytest.mark.parametrize("times", [[[1.0, 0.5], [0.3, 0.1]], [1.0], 1.0])
+def test_an_adapted_grid_is_a_line_of_nodes(tmp_path, times):
+    path = tmp_path / "grid.json"
+    path.write_text(json.dumps({"times": times, "pilot": None}))
+    with pytest.raises(ValueError, match=r"^grid must be a 1-D sequence of at least 2 nodes, got shape"):
+        sd.grids.Adapted.load(path)

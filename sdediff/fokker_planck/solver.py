@@ -35,9 +35,9 @@ from torch import Tensor
 from ..checks import check_count, check_number
 from ..densities import as_density
 from ..errors import SolveError
-from ..grids import check_steps, saved_times
+from ..grids import check_steps, ends, saved_times
 from ..sde import SDE
-from ..solve import Times, ends
+from ..solve import Times
 from .cells import Cells
 from .law import GridLaw
 from .sweeps import Array, Lines, Rates

@@ -26,11 +26,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import counting
-from ..checks import check_count, check_whole
+from ..checks import check_count, check_finite, check_state, check_whole
 from ..noise import Seeded
 from ..sde import SDE
 from ..whole import write_whole
-from .fixed import MOST_STEPS, Grid, LogSNR, Uniform, check_monotone, check_steps
+from .fixed import MOST_STEPS, Grid, LogSNR, Uniform, check_monotone, check_steps, ends, own_nodes
 
 
 class Prepares(Protocol):
@@ -68,7 +68,7 @@ class Adapted(Grid):
     """
 
     def __init__(self, times: Tensor, pilot: Pilot | None = None):
-        self.times = check_monotone(torch.as_tensor(times, dtype=torch.float64).cpu())
+        self.times = check_monotone(own_nodes(times))
         super().__init__(len(self.times) - 1)
         self.pilot = pilot
 
@@ -134,9 +134,15 @@ def adapt(
         The grid, its cost in ``.pilot``.
 
     Raises:
-        TypeError: the process has noise: adapt on its flow and use the grid for both. A number is no whole number.
-        ValueError: a number is too small or too large, or the reference solve is not finite.
+        TypeError: the process has noise: adapt on its flow and use the grid for both. The solver chooses its own steps. A
+            number is no whole number, or another argument not what it should be.
+        ValueError: a number is too small or too large, the starts or the reference solve are not finite, or the ends lie
+            outside the domain or coincide.
     """
+    if isinstance(solver, type) or not callable(getattr(solver, "prepare", None)):
+        raise TypeError(
+            f"solver must be an object that steps along a grid, such as ExponentialAdams(), got {_named(solver)}."
+        )
     solver.check(process)
     if process.direction != 0:
         raise TypeError("adapt needs paths without noise: give sde.probability_flow(score), and use the grid for both.")
@@ -147,10 +153,13 @@ def adapt(
     reference_steps = 50 * steps if reference_steps is None else check_count(reference_steps, "reference_steps")
     if not steps < reference_steps <= MOST_STEPS:
         raise ValueError(
-            f"reference_steps = {reference_steps:,} must lie above steps = {steps:,}, as errors are distances to that solve, and "
-            f"be at most {MOST_STEPS:,}."
+            f"reference_steps = {reference_steps:,} must lie above steps = {steps:,}, as errors are distances to that solve, "
+            f"and be at most {MOST_STEPS:,}."
         )
-    t0, t1 = process.t_max if t0 is None else t0, process.t_min if t1 is None else t1
+    t0, t1 = ends(process, t0, t1)
+    if not (base is None or callable(base)):
+        raise TypeError(f"base must be a kind of grid such as grids.Karras, got {base!r}.")
+    check_finite(check_state(x))
     kind = base or (LogSNR if hasattr(getattr(process, "sde", process), "time_of") else Uniform)
     started = time.perf_counter()
     with torch.no_grad(), counting.count() as tally:
@@ -163,11 +172,20 @@ def adapt(
     return Adapted(fit.base.warped(warp, steps), pilot)
 
 
+def _named(solver: object) -> str:
+    return f"the class {solver.__name__}" if isinstance(solver, type) else type(solver).__name__
+
+
 class _Base:
     """A family of grids as one map from [0, 1] to times."""
 
     def __init__(self, kind: Callable[[int], Grid], process: SDE, t0: float, t1: float):
-        self.fine = kind(4096).nodes(process, t0, t1).numpy()
+        grid = kind(4096)
+        if not isinstance(grid, Grid):
+            raise TypeError(
+                f"base must make a grid of a number of steps, as grids.Karras does; it made {type(grid).__name__}."
+            )
+        self.fine = grid.nodes(process, t0, t1).numpy()
         self.fine[0], self.fine[-1] = t0, t1
         self.ramp = np.linspace(0, 1, len(self.fine))
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_parameter, check_positive
+from ..checks import check_number, check_parameter, check_positive
 from ..sde import SDE
 
 
@@ -162,6 +162,34 @@ def check_steps(steps: object) -> int:
     return steps
 
 
+def ends(process: SDE, t0: float | None, t1: float | None, grid: Any = None) -> tuple[float, float]:
+    """Where the solve starts and stops, checked against the domain and the direction of the process."""
+    if grid is not None and not isinstance(grid, Grid):
+        nodes = check_parameter(grid, "grid").reshape(-1)
+        if len(nodes) > 1:
+            t0, t1 = float(nodes[0]) if t0 is None else t0, float(nodes[-1]) if t1 is None else t1
+    default = (0.0, process.t_max) if process.direction > 0 else (process.t_max, process.t_min)
+    t0, t1 = default[0] if t0 is None else t0, default[1] if t1 is None else t1
+    t0, t1 = (t if isinstance(t, float) else check_number(t, name) for t, name in ((t0, "t0"), (t1, "t1")))
+    for name, t in (("t0", t0), ("t1", t1)):
+        if not 0 <= t <= process.t_max:
+            raise ValueError(
+                f"{name} = {t:g} is outside [0, {process.t_max:g}], the domain of {type(process).__name__}."
+            )
+    if not math.isfinite(t1 - t0):
+        raise ValueError(f"The clock of {type(process).__name__} does not end: give t0 and t1.")
+    if t0 == t1:
+        raise ValueError(f"t0 = t1 = {t0:g}: there is nothing to solve.")
+    if process.direction * (t1 - t0) < 0:
+        way = "rising" if process.direction > 0 else "falling"
+        cure = "sde.reverse(score)" if process.direction > 0 else "the forward process"
+        raise ValueError(
+            f"{type(process).__name__} has noise that flows with {way} t and cannot be solved from {t0:g} to {t1:g}: "
+            f"exchange t0 and t1, or use {cure}."
+        )
+    return t0, t1
+
+
 def resolve(
     process: SDE,
     t0: float,
@@ -185,7 +213,7 @@ def resolve(
     elif dt is not None:
         nodes = _spaced(t0, t1, dt)
     elif isinstance(grid, Grid):
-        nodes = _own(grid.nodes(process, t0, t1))
+        nodes = own_nodes(grid.nodes(process, t0, t1))
     else:
         nodes = _custom(grid, t0, t1)
     nodes[0], nodes[-1] = t0, t1
@@ -234,7 +262,7 @@ def _spaced(t0: float, t1: float, dt: float) -> Tensor:
 
 
 def _custom(grid: Any, t0: float, t1: float) -> Tensor:
-    nodes = check_monotone(_own(grid))
+    nodes = check_monotone(own_nodes(grid))
     span = abs(t1 - t0)
     if abs(float(nodes[0]) - t0) > 1e-6 * span or abs(float(nodes[-1]) - t1) > 1e-6 * span:
         raise ValueError(
@@ -244,7 +272,7 @@ def _custom(grid: Any, t0: float, t1: float) -> Tensor:
     return nodes
 
 
-def _own(grid: Any) -> Tensor:
+def own_nodes(grid: Any) -> Tensor:
     """Nodes as a float64 tensor of ours on the host."""
     nodes = check_parameter(grid, "grid")
     if nodes.ndim != 1 or len(nodes) < 2:
