@@ -348,6 +348,88 @@ def test_moment_equations_see_small_errors(wrong):
     assert all(r.passed for r in found.rows if r.p is not None)  # particles cannot see that
 
 
+def first(t):
+    """The time of the first sample for all of them."""
+    t = torch.as_tensor(t, dtype=torch.float64)
+    return t if t.ndim == 0 else t.flatten()[0]
+
+
+class OneTimePerturb(sd.VP):
+    def perturb(self, x0, t, noise):
+        return super().perturb(x0, first(t), noise)
+
+
+class OneTimeMatrices(sd.CorrelatedOU):
+    def perturb(self, x0, t, noise):
+        return super().perturb(x0, first(t), noise)
+
+
+class OneTimeMarginal(sd.VP):
+    def marginal(self, x0, t):
+        return super().marginal(x0, first(t))
+
+    def perturb(self, x0, t, noise):
+        return sd.VP().perturb(x0, t, noise)
+
+
+class BatchedLogSNR(sd.VP):
+    def log_snr(self, t):
+        return super().log_snr(t) + (torch.as_tensor(t).ndim > 0)
+
+
+class EarlyNoise(sd.VP):
+    def diffusion_coefficient(self, t):
+        return super().diffusion_coefficient(t) * torch.where(t < 0.05, 1.3, 1.0)
+
+
+class OtherGamma(sd.CIR):
+    def invariant(self, event_shape):
+        return sd.CIR(self.kappa, 1.3 * self.theta, self.xi).invariant(event_shape)
+
+
+class OtherBeta(sd.Jacobi):
+    def invariant(self, event_shape):
+        return sd.Jacobi(1.1 * self.a, self.b).invariant(event_shape)
+
+    def marginal(self, x0, t):
+        return sd.Jacobi(self.a, self.b, self.speed).marginal(x0, t)
+
+
+class NoKernel(sd.CIR):
+    def marginal(self, x0, t):
+        raise RuntimeError("out of order")
+
+
+OWN_TIME, SETTLES = "kernel: each sample at its own time", "Fokker-Planck: the invariant law stays"
+OVERLOOKED = {
+    "perturb": (OneTimePerturb, OWN_TIME, "perturb"),
+    "matrices": (lambda: OneTimeMatrices(torch.eye(2)), OWN_TIME, "perturb"),
+    "marginal": (OneTimeMarginal, OWN_TIME, "marginal"),
+    "log_snr": (BatchedLogSNR, OWN_TIME, "log_snr"),
+    "early": (EarlyNoise, "kernel: its covariance as f and g say", "GGᵀ"),
+    "Gamma": (OtherGamma, SETTLES, "f and g carry"),
+    "Beta": (lambda: OtherBeta(2.0, 3.0), SETTLES, "f and g carry"),
+    "no kernel": (NoKernel, "kernel: marginal(x0, t)", "RuntimeError: out of order"),
+}
+
+
+@pytest.mark.parametrize("name", OVERLOOKED)
+def test_faults_that_only_show_where_one_looks(name):
+    """With a time for each sample; before the first interior time; in the law that a process settles in."""
+    make, what, told = OVERLOOKED[name]
+    failed = {r.what: r.detail for r in sd.verify.check_sde(make(), n=1_000).rows if not r.passed}
+    assert told in failed[what] and len(failed) == 1, failed
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("make", [lambda: sd.CIR(0.5, 0.1, 1.0), lambda: sd.Jacobi(0.5, 0.5)], ids=["CIR", "Jacobi"])
+def test_walls_that_are_reached_are_no_fault(make, seed):
+    """Most states of these lie so near to a wall that f and g are those of a point further in."""
+    case = _case(make(), None, None)
+    rows = (*contract(case.probe, seed), *case.exact(seed))
+    assert len(rows) > 15 and all(r.passed for r in rows), [r for r in rows if not r.passed]
+
+
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_joint_test_level_and_power(k):
     """4,000 repetitions of k correlated functions: uniform p-values, the far end too; the claimed effect is seen."""

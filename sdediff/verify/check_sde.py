@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..densities import Density, Mixture, as_density
 from ..nonlinear import KernelSDE
+from ..nonlinear.laws import Independent
 from ..sde import ODE, SDE, Linear, derived
 from ..solvers import RK4, StochasticHeun
 from .attempt import attempt, told
@@ -33,6 +34,8 @@ _INTERIOR = 5
 _STARTS = 8  # points from which a process with a kernel of another kind starts
 _SIGNAL, _NOISE = 4.0, -4.0  # log of signal over noise between which the interior times lie
 _FIRST, _LAST = -3.0, 1.5  # and between which reversals are run
+_INVARIANT = "Fokker-Planck: the invariant law stays"
+_OFF_THE_WALL = 1e3  # times the floor of a process with walls
 _TABLE = 64  # times at which a clock for their steps is asked about
 
 
@@ -173,6 +176,12 @@ class Case:
         rising = all(a < b for a, b in zip([0.0, *found], [*found, self.horizon], strict=True))
         return found if rising else even
 
+    @property
+    def early(self) -> list[float]:
+        """Two times before the interior ones, from t_min or a thousandth of the first: for what goes wrong there alone."""
+        first = max(self.sde.t_min, 1e-3 * self.times[0])
+        return [first, math.sqrt(first * self.times[0])] if first < self.times[0] else []
+
     @cached_property
     def probe(self) -> Probe:
         """Where the contract is looked at."""
@@ -189,7 +198,19 @@ class Case:
 
     def data(self, n: int, generator: torch.Generator) -> Tensor:
         """Samples of the data, as states."""
-        return self._lifted(self.density.sample(n, generator=generator))
+        return self._inside(self._lifted(self.density.sample(n, generator=generator)))
+
+    @cached_property
+    def invariant(self) -> Density | None:
+        """The law that the process says it settles in."""
+        return _settled(self.sde, self.event_shape)
+
+    def _inside(self, x: Tensor) -> Tensor:
+        """States off the walls of the domain: next to them f, g and scores are, as documented, those of a point further in."""
+        if not isinstance(self.invariant, Independent):
+            return x
+        room = _OFF_THE_WALL * self.invariant.floor
+        return x.clamp(room, self.invariant.end - room)
 
     def start(self, n: int, generator: torch.Generator) -> Tensor:
         """Samples of x_0: the data, with the noise that the process itself starts with, if any."""
@@ -215,6 +236,9 @@ class Case:
             law.log_prob(self.start(2, torch.Generator().manual_seed(0)), self.times[0])
             return law
         except Exception as error:
+            known = self.given or self.invariant is not None  # states where the process lives, that is
+            if isinstance(self.sde, KernelSDE) and known:
+                self.broken += (fact_row("kernel: marginal(x0, t)", told(error)),)
             self.unchecked.append(f"the law at t > 0, and reversals by particles: {told(error)}")
             return Fixed(self.density)
 
@@ -244,10 +268,10 @@ class Case:
 
     def exact(self, seed: int) -> tuple[Row, ...]:
         """All rows without a p-value but the contract."""
-        kernel, rows = self.kernel, self.broken
+        kernel, law, rows = self.kernel, self.law, self.broken
         if kernel is not None:
             x = self.start(16, torch.Generator().manual_seed(seed))
-            rows += tuple(kernel_rows(self.sde, kernel, self.times, x))
+            rows += tuple(kernel_rows(self.sde, kernel, [*self.early, *self.times], x))
             rows += tuple(schedule_rows(self.linear, kernel, self.times))
             if not has_prior(self.linear):
                 self.unchecked.append(f"prior: {type(self.sde).__name__} names no law at t_max.")
@@ -264,16 +288,21 @@ class Case:
         scene, times = self.scene(seed), self.times[1::2]
         if scene is None:
             return rows
-        if scene.law.moves:
+        if law.moves:
             what = "Fokker-Planck: p_t moves as f and g say"
             rows += attempt(what, lambda: [law_row(scene, times, what)])
+        if self.invariant is not None:
+            settled = Scene(self.sde, Fixed(self.invariant), scene.points)
+            rows += attempt(_INVARIANT, lambda: [law_row(settled, times, _INVARIANT)])
         return rows + tuple(reversal_rows(scene, times))
 
     def scene(self, seed: int) -> Scene | None:
         """What the residuals are taken of. The points lie where the process lives; without a law any smooth p will do there."""
         law, generator = self.law, torch.Generator().manual_seed(seed)
         if law.moves:
-            return Scene(self.sde, law, lambda t: law.sample(POINTS, t, torch.Generator().manual_seed(seed)))
+            return Scene(
+                self.sde, law, lambda t: self._inside(law.sample(POINTS, t, torch.Generator().manual_seed(seed)))
+            )
         x = self.start(4 * POINTS, generator).reshape(4 * POINTS, -1)
         smooth = Mixture(x[:3].reshape(3, *self.event_shape), std=float(x.std()) + 1e-3, weights=[1.0, 2.0, 3.0]).to(
             dtype=torch.float64

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..score import Schedule
-from ..sde import SDE
+from ..sde import SDE, Linear
 from .attempt import attempt
 from .moments import SAME, Kernel, Moments, read_off, relative
 from .operator import rows
@@ -24,7 +25,7 @@ _EARLY = 1e-6  # of t_max: where 1 - exp(...) in float32 has lost all digits
 
 def schedule_rows(sde: Any, kernel: Kernel, times: Sequence[float]) -> Iterable[Row]:
     """Rows for what this process has of it: a schedule, a transition, a prior."""
-    checks = {}
+    checks = {"kernel: each sample at its own time": _own_time}
     if isinstance(sde, Schedule):
         checks["schedule: alpha, sigma, log_snr, marginal agree"] = _agreement
         checks["schedule: time_of inverts log_snr"] = _inverse
@@ -62,6 +63,24 @@ def _agreement(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> R
         for name, (said, perturbed) in pairs.items():
             error = relative(said - perturbed, perturbed, torch.ones(()) if name == "log_snr" else perturbed)
             worst.seen(error, f"{name} at t = {t:.4g} is not what perturb does (log_snr = 2 log(alpha/sigma)).")
+    return worst.row(what, SAME)
+
+
+def _own_time(what: str, sde: Any, kernel: Kernel, times: Sequence[float]) -> Row:
+    """A batch in which every sample has its own time, as in training, against each of them alone."""
+    generator, worst = torch.Generator().manual_seed(0), Worst()
+    shape, together = (len(times), *kernel.event_shape), torch.tensor(times, dtype=torch.float64)
+    x0, z = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    given: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"perturb": sde.perturb}
+    if isinstance(sde, Linear):
+        given["marginal"] = lambda x, t, z: sde.marginal(x, t).from_noise(z)
+    if isinstance(sde, Schedule):
+        given |= {name: lambda x, t, z, name=name: getattr(sde, name)(t) for name in ("alpha", "sigma", "log_snr")}  # type: ignore[misc]
+    for name, of in given.items():
+        alone = torch.cat([of(x0[k : k + 1], together[k : k + 1], z[k : k + 1]) for k in range(len(times))])
+        numbers = torch.cat([of(x0[k : k + 1], together[k], z[k : k + 1]).reshape(-1) for k in range(len(times))])
+        seen, where = of(x0, together, z), f"{name} with times (B,) is not what it is at each of them alone."
+        worst.seen(max(relative(seen - alone, alone), relative(seen.reshape(-1) - numbers, alone)), where)
     return worst.row(what, SAME)
 
 
