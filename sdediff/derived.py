@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .affine import AffineSDE
 from .affine.scales import CoupledGaussian
+from .checks import check_event
 from .diffusion import Diffusion
 from .errors import NotAffineError
 from .gaussian import Gaussian
@@ -74,7 +75,7 @@ def as_linear(sde: SDE, event_shape: Sequence[int] | None = None) -> Any:
         raise ValueError(
             f"The shape of one state of {type(sde).__name__} is unknown: give event_shape=, e.g. event_shape=(2,)."
         )
-    shape, held = tuple(event_shape), vars(sde).get(HELD)
+    shape, held = check_event(event_shape), vars(sde).get(HELD)
     if held is None or not held.still(sde):
         held = vars(sde)[HELD] = _Held({name: value for name, value in vars(sde).items() if name != HELD}, {})
     if shape not in held.processes:

@@ -64,6 +64,8 @@ class ExactScore(Score):
             raise TypeError(
                 f"ExactScore needs an SDE, got {type(sde).__name__}: the order is ExactScore(sde, density)."
             )
+        if not isinstance(density, Density):
+            raise TypeError(f"density must be a Density such as densities.ring(), got {type(density).__name__}.")
         self.sde: Any = as_linear(sde, density.event_shape)
         self.density = density
         self.device, self.dtype = density.device, density.dtype

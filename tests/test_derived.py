@@ -439,3 +439,21 @@ def test_a_drift_that_is_nan_is_called_that():
 
     with pytest.raises(ValueError, match="NaN or infinite at t = "):
         sd.as_linear(Broken(), (2,))
+
+
+@pytest.mark.parametrize("shape", [(0,), (-1,), (2.0,), "ab"])
+def test_shapes_of_a_state_are_positive_whole_numbers(shape):
+    class Plain(sd.SDE):
+        def f(self, x, t):
+            return -x
+
+        def g(self, x, t):
+            return 1.0
+
+    for ask in (lambda: sd.as_linear(Plain(), shape), lambda: sd.CLD().prior(shape), lambda: sd.VP().prior(shape)):
+        with pytest.raises((ValueError, TypeError), match="event_shape"):
+            ask()
+    with pytest.raises(TypeError, match="density must be a Density"):
+        sd.ExactScore(sd.VP(), 3)
+    with pytest.raises(TypeError, match="noise must be a torch.Tensor"):
+        sd.CLD().perturb(torch.zeros(1, 4), 0.3, None)

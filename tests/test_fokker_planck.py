@@ -610,3 +610,16 @@ def test_times_that_were_not_saved():
         law.score(torch.zeros(3, 2), 0.7)
     with pytest.raises(ValueError, match="axis = 1 is none of the axes"):
         law.marginal(1, 0.5)
+
+
+def test_a_law_is_not_asked_at_nan():
+    law = sd.FokkerPlanck(sd.OU(), sd.Cells(-4, 4, 40)).solve(normal(1, 0.5), t1=0.2, steps=2)
+    x = torch.tensor([[0.1], [math.nan]])
+    for ask in (
+        lambda: law.score(x, 0.1),
+        lambda: law.log_prob(x, 0.1),
+        lambda: law.at(0.2).score(x),
+        lambda: law.at(0.2).log_prob(x),
+    ):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            ask()

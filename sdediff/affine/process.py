@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import act, dense, log_det
-from ..checks import Time, as_time, check_state, float64, time_dtype
+from ..checks import Time, as_time, check_event, check_state, float64, time_dtype
 from ..densities import Density, Mixture
 from ..diffusion import Dense, Diffusion
 from ..forms import Form
@@ -226,7 +226,7 @@ class AffineSDE(Linear):
 
     def perturb(self, x0: Tensor, t: Time, noise: Tensor) -> Tensor:
         r""":math:`x_t = \Phi_t x_0 + c_t + R_t\epsilon` for x_0, a state, and noise of shape (B, *event)."""
-        if noise.shape != x0.shape:
+        if check_state(noise, "noise").shape != check_state(x0, "x0").shape:
             raise ValueError(
                 f"noise has shape {tuple(noise.shape)} for x0 of shape {tuple(x0.shape)}: use randn_like(x0), and lift(x0) "
                 "where a state is more than data."
@@ -235,10 +235,8 @@ class AffineSDE(Linear):
 
     def prior(self, event_shape: tuple[int, ...]) -> CoupledGaussian:
         """The law at ``t_max`` without what is left of the data, N(c, C), over states of shape ``event_shape``."""
-        scales = self.scales(self.t_max)
-        return CoupledGaussian(
-            scales.mean(torch.zeros(1, *event_shape, dtype=torch.float64)), scales, tuple(event_shape)
-        )
+        scales, shape = self.scales(self.t_max), check_event(event_shape)
+        return CoupledGaussian(scales.mean(torch.zeros(1, *shape, dtype=torch.float64)), scales, shape)
 
     def log_snr(self, t: Time) -> Tensor:
         r"""The log signal-to-noise ratio, the mean over coordinates: :math:`\frac1D\log(\det\Phi^2/\det C)`."""

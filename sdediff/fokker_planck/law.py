@@ -20,7 +20,7 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-from ..checks import Time, as_time, check_like, check_number, check_parameter, check_state, per_sample
+from ..checks import Time, as_time, check_finite, check_like, check_number, check_parameter, check_state, per_sample
 from ..densities import Density, as_density
 from ..densities.base import host_generator
 from .cells import Cells
@@ -64,11 +64,11 @@ class GridDensity(Density):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """The log density in nats, (B,)."""
-        return _value(self.fields, self.cells, self.base, self._check(x))
+        return _value(self.fields, self.cells, self.base, check_finite(self._check(x)))
 
     def score(self, x: Tensor) -> Tensor:
         """The gradient of :meth:`log_prob`, of x's shape; finite everywhere."""
-        return check_like(_gradient(self.fields, self.cells, self.base, self._check(x)), x, "the score")
+        return check_like(_gradient(self.fields, self.cells, self.base, check_finite(self._check(x))), x, "the score")
 
     def draw(self, n: int, generator: torch.Generator | None) -> Tensor:
         """``n`` samples."""
@@ -182,6 +182,7 @@ class GridLaw:
         t = as_time(t, check_state(x))
         if tuple(x.shape[1:]) != self.cells.event_shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; this law needs states (B, {len(self.cells.count)}).")
+        check_finite(x)
         if t.ndim == 0:
             return view(self._between(float(t)), self.cells, self.base, x)
         times, index = per_sample(t, x.double()).cpu().unique(return_inverse=True)
