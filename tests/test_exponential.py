@@ -646,6 +646,54 @@ def test_bad_settings_are_named(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: sd.DDIM("a"), TypeError, "^eta must be a number, got 'a'"),
+        (lambda: sd.DDIM(lambda t: t), TypeError, "^eta must be a number, got"),
+        (lambda: sd.DDIM(math.nan), ValueError, "^eta = nan must be a number"),
+        (lambda: ExponentialMultistep(2.0), TypeError, "^order must be a positive whole number, got 2.0"),
+        (lambda: ExponentialMultistep(True), TypeError, "^order must be a positive whole number, got True"),
+        (lambda: ExponentialMultistep(0), ValueError, "^order = 0: ask for 1, 2, 3 or 4"),
+        (lambda: ExponentialMultistep(corrector_order=0), ValueError, "^corrector_order = 0: ask for 1, 2, 3 or 4"),
+        (
+            lambda: ExponentialMultistep(corrector_order=2.0),
+            TypeError,
+            "^corrector_order must be a positive whole number",
+        ),
+        (lambda: sd.ExponentialAdams("4"), TypeError, "^order must be a positive whole number, got '4'"),
+        (lambda: sd.CoupledMultistep(2.0), TypeError, "^order must be a positive whole number, got 2.0"),
+        (
+            lambda: sd.SEEDS2(r=1.0),
+            ValueError,
+            r"^The stages lie at r = \[1.0\]: they must rise and stay between 0 and 1",
+        ),
+        (lambda: sd.SEEDS2(r=-0.5), ValueError, "^The stages lie at r"),
+        (lambda: sd.SEEDS3(0.7, 0.3), ValueError, r"^The stages lie at r = \[0.7, 0.3\]: they must rise"),
+        (lambda: sd.DPMSolver2(r=0.0), ValueError, "^The stages lie at r"),
+        (lambda: sd.DPMSolver2(r=2.0), ValueError, "^The stages lie at r"),
+        (lambda: sd.DPMSolver3(0.5, 0.5), ValueError, "^The stages lie at r"),
+        (lambda: sd.DPMSolver2(r=math.nan), ValueError, "^r = nan must be a number"),
+        (lambda: sd.EDMHeun(churn=math.nan), ValueError, "^churn = nan must be a number"),
+        (lambda: sd.EDMHeun(churn="1"), TypeError, "^churn must be a number, got '1'"),
+        (lambda: sd.EDMHeun(low=2.0, high=1.0), ValueError, "nor high below low"),
+    ],
+)
+def test_bad_settings_are_named_where_they_are_given(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("name", ["SASolver", "CoupledMultistep"])
+def test_a_stochasticity_that_is_no_number_is_blamed(starts, name):
+    sde = sd.VP() if name == "SASolver" else sd.CLD()
+    back = sde.reverse(sd.ExactScore(sde, sd.densities.ring(8)))
+    x = starts if name == "SASolver" else torch.cat([starts, starts], 1)
+    solver = getattr(sd, name)(stochasticity=lambda t: torch.sqrt(t - 0.5))
+    with pytest.raises(ValueError, match=r"^stochasticity is nan at t = 0.4\d*: it must be a finite number"):
+        sd.solve(back, x, solver=solver, grid=[1.0, 0.8, 0.5, 0.3, 0.1])
+
+
 def test_bad_processes_are_named(flow, starts):
     back = flow.sde.reverse(flow.score)
     with pytest.raises(ValueError, match=r"solve sde.reverse\(score\)"):

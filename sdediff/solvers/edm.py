@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import check_number
 from ..noise import Stream
 from ..score import Score
 from ..sde import SDE, Semilinear
@@ -37,8 +38,12 @@ class EDMHeun(Solver):
     orders = Orders(ode=2.0)
 
     def __init__(self, churn: float = 0.0, *, low: float = 0.0, high: float = math.inf, inflate: float = 1.0):
+        settings = {"churn": churn, "low": low, "high": high, "inflate": inflate}
+        churn, low, high, inflate = (check_number(value, name) for name, value in settings.items())
         if churn < 0 or low < 0 or high < low or inflate < 0:
-            raise ValueError(f"churn = {churn}, low = {low}, high = {high}, inflate = {inflate}: none may be negative.")
+            raise ValueError(
+                f"churn = {churn}, low = {low}, high = {high}, inflate = {inflate}: none may be negative, nor high below low."
+            )
         self.churn, self.low, self.high, self.inflate = churn, low, high, inflate
 
     def check(self, process: SDE) -> None:

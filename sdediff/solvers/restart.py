@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import check_count, check_number
 from ..grids import Grid
 from ..noise import Stream
 from ..sde import SDE, Semilinear
@@ -26,6 +27,7 @@ class Restart(Solver):
         repeats: how many restarts.
 
     Raises:
+        TypeError: the solver chooses its own steps, ``inner`` is no grid, or ``repeats`` no whole number.
         ValueError: the interval is empty, outside the solve or without a node of it, or there is no repeat.
     """
 
@@ -33,11 +35,15 @@ class Restart(Solver):
     instead = "use Heun for another ODE"
 
     def __init__(self, solver: Solver, *, low: float, high: float, inner: Grid, repeats: int = 1):
+        if not isinstance(solver, Solver):
+            raise TypeError(f"solver must be one that steps along a grid, such as ExponentialAdams(), got {solver!r}.")
+        if not isinstance(inner, Grid):
+            raise TypeError(f"inner must be a grid such as grids.LogSNR(10), got {inner!r}.")
+        self.solver, self.inner = solver, inner
+        self.low, self.high = check_number(low, "low"), check_number(high, "high")
         if not low < high:
             raise ValueError(f"low = {low:g} must lie below high = {high:g}.")
-        if repeats < 1:
-            raise ValueError(f"repeats = {repeats}: give at least one, or use the solver alone.")
-        self.solver, self.low, self.high, self.inner, self.repeats = solver, low, high, inner, repeats
+        self.repeats = check_count(repeats, "repeats", "at least one, or use the solver alone")
         self.orders, self.couples_samples = solver.orders, solver.couples_samples
 
     def check(self, process: SDE) -> None:

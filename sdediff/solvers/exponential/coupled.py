@@ -28,9 +28,10 @@ from ...blocks import act, gram, product, root
 from ...collocation import TOLERANCE, Legendre
 from ...noise import Stream
 from ...score import Score
-from ...sde import SDE, Coefficient, CoupledSemilinear, check_coefficient, evaluate
+from ...sde import SDE, Coefficient, CoupledSemilinear, check_coefficient
 from ..base import Advance, Orders, Remembering, Solver
 from .guidance import too_high
+from .multistep import check_order, own_eta2
 from .rules import Variable, in_power, lagrange
 
 _RULE = Legendre(12)
@@ -53,6 +54,7 @@ class CoupledMultistep(Solver):
         stochasticity: eta instead of the process's own, a number or a function of t; for reversals with noise.
 
     Raises:
+        TypeError: the order is no whole number.
         ValueError: the order is outside 1 to 4.
     """
 
@@ -69,9 +71,7 @@ class CoupledMultistep(Solver):
         corrector: bool = True,
         stochasticity: Coefficient | None = None,
     ):
-        if order not in (1, 2, 3, 4):
-            raise ValueError(f"order = {order!r} must be 1, 2, 3 or 4.")
-        self.order, self.variable, self.corrector = order, variable, corrector
+        self.order, self.variable, self.corrector = check_order(order), variable, corrector
         self.stochasticity = None if stochasticity is None else check_coefficient(stochasticity, "stochasticity")
         # With noise a step knows the increment of its Brownian path and nothing else of it: weak order 2 is the most.
         self.orders = Orders(weak=float(min(2, order + corrector)), ode=float(order + corrector))
@@ -129,9 +129,10 @@ class CoupledMultistep(Solver):
 
     def _eta2(self, process: CoupledSemilinear, grid: Tensor) -> Tensor:
         """eta² of each step, (N,): constant within a step, that at its middle."""
+        if self.stochasticity is not None:
+            return own_eta2(self.stochasticity, grid)
         middle = 0.5 * (grid[1:] + grid[:-1])
-        eta = process.eta(middle) if self.stochasticity is None else evaluate(self.stochasticity, middle)
-        return torch.as_tensor(eta, dtype=grid.dtype).expand_as(middle) ** 2
+        return torch.as_tensor(process.eta(middle), dtype=grid.dtype).expand_as(middle) ** 2
 
     def _weights(self, sde: Any, steps: Propagators, ell: Tensor, k: int, nodes: range) -> Tensor:
         """The matrices of the predictions at these nodes of the grid in step k, (K, m, k, k)."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checks import check_count
 from ...noise import Stream
 from ...sde import SDE, Coefficient, Semilinear, check_coefficient, evaluate
 from ..base import Advance, Orders, Remembering, Solver
@@ -39,7 +40,8 @@ class ExponentialMultistep(Solver):
         stochasticity: eta instead of the process's own, a number or a function of t; for reversals with noise.
 
     Raises:
-        ValueError: the order is outside 1 to 4.
+        TypeError: an order is no whole number.
+        ValueError: an order is outside 1 to 4.
     """
 
     requires = Semilinear
@@ -56,11 +58,9 @@ class ExponentialMultistep(Solver):
         lower_final: bool = False,
         stochasticity: Coefficient | None = None,
     ):
-        for name, value in (("order", order), ("corrector_order", corrector_order or 1)):
-            if value not in (1, 2, 3, 4):
-                raise ValueError(f"{name} = {value!r} must be 1, 2, 3 or 4.")
-        self.order, self.prediction, self.rule = order, prediction or HeldData(), rule or Polynomial()
-        self.corrector, self.corrector_order = corrector, corrector_order or order
+        self.order, self.prediction, self.rule = check_order(order), prediction or HeldData(), rule or Polynomial()
+        self.corrector = corrector
+        self.corrector_order = order if corrector_order is None else check_order(corrector_order, "corrector_order")
         self.lower_final = lower_final
         self.stochasticity = None if stochasticity is None else check_coefficient(stochasticity, "stochasticity")
         plain = order == 1 and corrector is None
@@ -83,9 +83,7 @@ class ExponentialMultistep(Solver):
         """The steps along a grid, with the process's eta or the solver's own, at the middle of each."""
         if self.stochasticity is None:
             return steps_of(process, grid)
-        middle = 0.5 * (grid[1:] + grid[:-1])
-        eta = torch.as_tensor(evaluate(self.stochasticity, middle), dtype=grid.dtype).expand_as(middle)
-        return steps_of(process, grid, eta**2)
+        return steps_of(process, grid, own_eta2(self.stochasticity, grid))
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """All weights of the grid at once; the steps then are the predictions and a few kernels."""
@@ -133,6 +131,27 @@ class ExponentialMultistep(Solver):
             ends_finite = bool(torch.isfinite(steps.ell_t[k]))
             orders.append(max(1, min(most, run, limit)) if ends_finite else 1)
         return orders
+
+
+def check_order(order: object, name: str = "order") -> int:
+    """``order``, if it is a whole number from 1 to 4."""
+    if check_count(order, name, "1, 2, 3 or 4") > 4:
+        raise ValueError(f"{name} = {order!r} must be 1, 2, 3 or 4.")
+    return order  # type: ignore[return-value]
+
+
+def own_eta2(stochasticity: Coefficient, grid: Tensor) -> Tensor:
+    """eta² of each step (N,) for a solver with a stochasticity of its own: constant within a step, that at its middle."""
+    middle = 0.5 * (grid[1:] + grid[:-1])
+    eta = torch.as_tensor(evaluate(stochasticity, middle), dtype=grid.dtype).expand_as(middle)
+    bad = ~torch.isfinite(eta)
+    if bool(bad.any()):
+        k = int(bad.nonzero()[0])
+        raise ValueError(
+            f"stochasticity is {float(eta[k])} at t = {float(middle[k]):g}: it must be a finite number at every time of the "
+            "solve."
+        )
+    return eta**2
 
 
 def _weights(

@@ -7,9 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...checks import check_number
 from ...sde import Coefficient, Semilinear
 from .kernel import HeldNoise, Steps
-from .multistep import ExponentialMultistep
+from .multistep import ExponentialMultistep, check_order
 from .rules import Adams, Midpoint, Polynomial, Published3M, UniPC, Variable, in_log_snr, in_power, in_time
 from .singlestep import ExponentialSingleStep
 
@@ -25,7 +26,7 @@ class DDIM(ExponentialMultistep):
     """
 
     def __init__(self, eta: float | None = None):
-        if eta is not None and not 0 <= eta <= 1:
+        if eta is not None and not 0 <= check_number(eta, "eta") <= 1:
             raise ValueError(f"eta = {eta} must lie in [0, 1].")
         super().__init__(1, stochasticity=eta)
 
@@ -57,7 +58,7 @@ class ExponentialAdams(ExponentialMultistep):
             order,
             rule=Polynomial(in_power(0.62)),
             corrector=Polynomial(in_power(1.6)) if corrector else None,
-            corrector_order=max(1, order - 1),
+            corrector_order=max(1, check_order(order) - 1),
             stochasticity=stochasticity,
         )
 

@@ -8,10 +8,12 @@ stages are drawn one by one and carried along, so that all stages lie on one pat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from ...checks import check_number
 from ...noise import Stream
 from ...sde import SDE, Semilinear
 from ..base import Advance, Orders, Solver
@@ -33,6 +35,9 @@ class ExponentialSingleStep(Solver):
         order: the order for the flow.
         prediction: what is held polynomial.
         rule: how.
+
+    Raises:
+        ValueError: the stages do not rise within (0, 1).
     """
 
     requires = Semilinear
@@ -47,6 +52,9 @@ class ExponentialSingleStep(Solver):
         prediction: Held | None = None,
         rule: Rule | None = None,
     ):
+        fractions = [check_number(r, "r") for r, _ in stages]
+        if not all(a < b for a, b in pairwise([0.0, *fractions, 1.0])):
+            raise ValueError(f"The stages lie at r = {fractions}: they must rise and stay between 0 and 1.")
         self.stages, self.last = [(r, list(uses)) for r, uses in stages], list(last)
         self.prediction, self.rule = prediction or HeldData(), rule or Polynomial()
         self.orders = Orders(strong_additive=1.0, weak=float(min(order, 2)), ode=float(order))
