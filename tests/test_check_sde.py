@@ -430,6 +430,36 @@ def test_walls_that_are_reached_are_no_fault(make, seed):
     assert len(rows) > 15 and all(r.passed for r in rows), [r for r in rows if not r.passed]
 
 
+class OneNoise(sd.SDE):
+    """Noise reaches the first coordinate alone."""
+
+    strength = 1.0
+
+    def f(self, x, t):
+        return -x
+
+    def g(self, x, t):
+        return self.strength * torch.tensor([[1.0, 0.0]], dtype=x.dtype)
+
+
+def test_a_direction_without_noise_is_no_fault():
+    """Particles are held against the kernel in the range of its covariance; a kernel that has no root is not checked."""
+    found = assert_sde(OneNoise(), n=1_000)
+    assert row(found, "forward: x_t given x_0").unit == "sd"
+    flat = assert_sde(sd.CorrelatedOU(torch.tensor([[1.0], [0.5]])), n=1_000)
+    assert any("kernel, and the law" in text and "receives no noise" in text for text in flat.unchecked)
+
+
+def test_particles_see_the_range_of_a_singular_covariance():
+    """20 % more noise than the kernel says."""
+    kernel = moments.Kernel(sd.as_linear(OneNoise(), (2,)), (2,))
+    for strength, passed in ((1.0, True), (1.2, False)):
+        sde = OneNoise()
+        sde.strength = strength
+        (outcome,) = particles.forward_test(sde, kernel, 1.0, *STARTS).panel(0, math.inf)(2_000, 0).values()
+        assert (outcome.p > 1e-4) == passed, outcome
+
+
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_joint_test_level_and_power(k):
     """4,000 repetitions of k correlated functions: uniform p-values, the far end too; the claimed effect is seen."""
