@@ -22,13 +22,14 @@ from tqdm import tqdm
 from .densities import Density, Mixture
 from .errors import SolveError
 from .exact import ExactScore
+from .grids import Grid, Uniform
 from .jsonable import jsonable
 from .linear import LinearSDE
 from .metrics import energy_distance, mode_occupancy, noise_floor, sliced_wasserstein, within_mode
 from .sde import SDE
 from .solve import solve
 from .solvers import Method, Scipy
-from .suited import process_for, start_time
+from .suited import process_for, start_time, stepping
 
 Measure = Callable[[Tensor, Tensor], float]
 """``measure(x, exact)``: an error of the samples x, given a sample of the exact law."""
@@ -140,6 +141,7 @@ def compare(
     solvers: Mapping[str, Method],
     *,
     steps: Sequence[int] = (10, 20, 50, 100),
+    grid: Callable[[int], Grid] = Uniform,
     n: int = 4000,
     eta: float = 1.0,
     on_flow: Collection[str] = (),
@@ -152,7 +154,8 @@ def compare(
         sde: a linear process.
         density: a density that keeps a closed form under it, such as a mixture.
         solvers: the solvers by the names to show them under.
-        steps: the numbers of steps for solvers on a fixed grid, uniform in t; others run once.
+        steps: the numbers of steps for solvers on a fixed grid; others run once.
+        grid: that grid, called with a number of steps: uniform in t, or ``grids.LogSNR``, which serves few steps better.
         n: how many samples.
         eta: the stochasticity of the reversal, for solvers that take noise; ODE solvers take the flow.
         on_flow: the names of solvers that could take noise and are to solve the flow nevertheless.
@@ -191,7 +194,7 @@ def compare(
         runs = []
         for name, count in plan:
             bar.set_postfix_str(name)
-            trial = _Trial(name, solvers[name], processes[name], count, start, seed)
+            trial = _Trial(name, solvers[name], processes[name], count, grid, start, seed)
             runs.append(trial.run(x, reference, measures, mapped))
             bar.update()
     notes = (
@@ -210,6 +213,7 @@ class _Trial:
     solver: Method
     process: SDE
     steps: int | None
+    grid: Callable[[int], Grid]
     start: float
     seed: int
 
@@ -217,7 +221,8 @@ class _Trial:
         flow = self.process.direction == 0
         first = (self.name, "flow" if flow else "reverse SDE", self.steps)
         try:
-            solution = solve(self.process, x, solver=self.solver, t0=self.start, steps=self.steps, seed=self.seed + 1)
+            how = stepping(self.solver, self.steps, self.grid)
+            solution = solve(self.process, x, solver=self.solver, t0=self.start, seed=self.seed + 1, **how)
         except SolveError as error:
             return Run(*first, failure=str(error))
         nfe = torch.as_tensor(solution.stats["nfe"]).double().mean()

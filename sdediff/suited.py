@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .gaussian import Gaussian
+from .grids import Grid
 from .linear import LinearSDE
 from .score import Score
 from .sde import ODE, SDE
-from .solvers import Method
+from .solvers import Integrator, Method
 
 
 def process_for(solver: Method, sde: LinearSDE, score: Score, eta: float = 1.0) -> SDE:
     """What to give a solver: the flow if it takes ODEs only, else the reversal with stochasticity ``eta``."""
     return sde.probability_flow(score) if issubclass(solver.requires, ODE) else sde.reverse(score, eta)
+
+
+def stepping(solver: Method, steps: int | None, grid: Callable[[int], Grid]) -> dict[str, Any]:
+    """What to tell ``solve`` of the steps: a grid of so many; their number, if a backend takes equal ones; or nothing."""
+    if steps is None or solver.chooses_steps:
+        return {}
+    return {"steps": steps} if isinstance(solver, Integrator) else {"grid": grid(steps)}
 
 
 def start_time(sde: LinearSDE) -> float:

@@ -157,6 +157,13 @@ def test_eta_changes_what_is_solved() -> None:
     assert flow.process == "flow" and flow.map_median is not None
 
 
+def test_compare_on_another_grid() -> None:
+    asked = ("-d", "moons", "-f", "DPMSolverPP2M", "-s", "TorchSDE", "--steps", "10", "--n", "200")
+    even, fine = (_compare(*asked, "--grid", grid)["runs"] for grid in ("Uniform", "LogSNR"))
+    assert fine[1]["map_median"] < even[1]["map_median"] / 3
+    assert fine[0]["errors"] == even[0]["errors"]  # a backend of equal steps takes their number
+
+
 def test_compare_where_alpha_vanishes_and_without_modes() -> None:
     found = _compare("-d", "Checkerboard", "-p", "CosineVP", "-s", "EulerMaruyama", "--steps", "200")
     assert set(found["floors"]) == {"energy distance", "sliced W2"}
@@ -403,6 +410,7 @@ WRONG = [
     (f"{_TRAIN} --data folder.npy", "no file folder.npy"),
     (f"{_TRAIN} --data cut.npy", "cut.npy cannot be read"),
     (f"{_TRAIN} --data header.npy", "header.npy cannot be read"),
+    ("compare --grid Foo --n 100", "'Foo' is no grid of this package"),
     (f"{_TRAIN} --data nothing.npy", "nothing.npy cannot be read"),
     (f"{_TRAIN} --data noise.npy", "noise.npy cannot be read"),
     (f"{_TRAIN} --data objects.npy", "objects.npy cannot be read"),
@@ -436,7 +444,7 @@ WRONG = [
     ("sample -c RUN --out folder.npy", "folder"),
     ("sample -c RUN --out wall/x.npy", "wall"),
     ("sample -c RUN --solver Nothing", "no solver"),
-    ("sample -c RUN --solver Scipy --steps 5", "leave out steps="),
+    ("sample -c RUN --solver Scipy --steps 5", "leave out --steps"),
     ("sample -c RUN --label 2", "classes 0 to 1"),
     ("sample -c RUN --guidance 2", "--label"),
     ("demo --seed x", "--seed"),

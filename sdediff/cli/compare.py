@@ -10,8 +10,8 @@ import typer
 
 from ..compare import compare
 from .files import folder, write_text
-from .names import DENSITY, PROCESS, SOLVER
-from .options import DensityText, Eta, OutFolder, ProcessText, Seed, whole_numbers
+from .names import DENSITY, GRID, PROCESS, SOLVER
+from .options import DensityText, Eta, GridText, OutFolder, ProcessText, Seed, whole_numbers
 
 _DEFAULT = ("EulerMaruyama", "Heun", "Scipy")
 
@@ -37,6 +37,7 @@ def command(
     steps: Annotated[
         str, typer.Option("--steps", metavar="INTS", help="Numbers of steps, for solvers that take them.")
     ] = "10,20,50,100",
+    grid: GridText = "Uniform",
     n: Annotated[int, typer.Option("--n", min=100, max=10**6, metavar="INT", help="How many samples.")] = 4000,
     eta: Eta = 1.0,
     seed: Seed = 0,
@@ -52,7 +53,7 @@ def command(
     \b
     Examples:
       sdediff compare
-      sdediff compare -d moons -p "VP(beta_max=12)" -s Heun -s RK4 -f DPMSolverPP2M --steps 5,10,20
+      sdediff compare -d moons -p "VP(beta_max=12)" -s Heun -s RK4 -f DPMSolverPP2M --steps 5,10,20 --grid LogSNR
       sdediff compare -s EulerMaruyama -s "PredictorCorrector(EulerMaruyama(), Langevin(r=0.1))"
     """
     counts = whole_numbers(steps, "--steps")
@@ -61,8 +62,9 @@ def command(
     without_noise = {f"{text} (flow)" if text in methods else text: SOLVER.parse(text) for text in flow or []}
     out = folder(out)
     found = compare(
-        sde, law, methods | without_noise, steps=counts, n=n, eta=eta, on_flow=without_noise, seed=seed, progress=True
-    )
+        sde, law, methods | without_noise, steps=counts, grid=GRID.deferred(grid, "steps"), n=n, eta=eta,
+        on_flow=without_noise, seed=seed, progress=True,
+    )  # fmt: skip
     found = replace(found, title=f"{density} under {process}")
     write_text(out / "compare.json", found.to_json())
     found.plot().savefig(out / "compare.png", dpi=150)

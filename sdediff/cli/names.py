@@ -20,8 +20,9 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from .. import densities, networks, predictions, processes, solvers
+from .. import densities, grids, networks, predictions, processes, solvers
 from ..densities import Density
+from ..grids import Grid
 from ..linear import LinearSDE
 from ..networks import Network
 from ..predictions import NetworkScore
@@ -110,6 +111,7 @@ class Kind(Generic[T]):
 DENSITY = Kind("density", Density, densities)  # type: ignore[type-abstract]
 PROCESS = Kind("process", LinearSDE, processes)
 SOLVER = Kind("solver", Method, solvers)
+GRID = Kind("grid", Grid, grids)  # type: ignore[type-abstract]
 PREDICTION = Kind("prediction", NetworkScore, predictions)
 WEIGHTING: Kind[Any] = Kind("weighting", object, weightings)
 TIMES = Kind("law of times", Times, laws)  # type: ignore[type-abstract]

@@ -16,6 +16,12 @@ DensityText = Annotated[
 ProcessText = Annotated[
     str, typer.Option("--process", "-p", metavar="PROCESS", help="The forward process: VP, or 'VP(beta_max=12)'.")
 ]
+GridText = Annotated[
+    str,
+    typer.Option(
+        "--grid", metavar="GRID", help="Where a fixed number of steps lies: LogSNR or Karras serve few steps better."
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, metavar="INT", help="Seed of all random numbers.")]
 OutFolder = Annotated[
     Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where to write; made if it is not there.")

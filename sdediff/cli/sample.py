@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from torch import Tensor
 
+from ..grids import Grid
 from ..keyed import Keyed
 from ..noise import Noise
 from ..predictions import NetworkScore
 from ..sample import sample
 from ..score import ClassifierFree, Score
 from ..solvers import Method
-from ..suited import process_for, start_law, start_time
+from ..suited import process_for, start_law, start_time, stepping
 from ..training import Checkpoint, from_pretrained, load, newest_checkpoint
 from ..workers import Workers
 from .files import output_file, write_array
-from .names import SOLVER
-from .options import Device, Eta, Seed, device
+from .names import GRID, SOLVER
+from .options import Device, Eta, GridText, Seed, device
 
 
 def command(
@@ -45,6 +47,7 @@ def command(
             "--steps", min=1, metavar="INT", help="For solvers that take them; by default 200.", show_default=False
         ),
     ] = None,
+    grid: GridText = "Uniform",
     eta: Eta = 1.0,
     label: Annotated[
         int | None, typer.Option("--label", min=0, metavar="INT", help="The class, of a score trained with labels.")
@@ -69,10 +72,11 @@ def command(
     Examples:
       sdediff sample --checkpoint run --n 5000
       sdediff sample -c run -s "Scipy('RK45')" --out flow.npy
-      sdediff sample -c run --label 1 --guidance 2 -s DPMSolverPP2M --eta 0 --steps 20
+      sdediff sample -c run --label 1 --guidance 2 -s DPMSolverPP2M --grid LogSNR --eta 0 --steps 20
     """
     workers = Workers.found()
     method, where = SOLVER.parse(solver), device(workers.device(dev))
+    nodes = GRID.deferred(grid, "steps")
     out = output_file(out, ".npy")
     kept = _read(checkpoint, where)
     score = _conditional(kept.score, label, guidance)
@@ -80,7 +84,7 @@ def command(
     _check_shared(workers, method, n)
     noise, m = Keyed(seed).rows(first, last), last - first
     solution = sample(
-        process_for(method, kept.score.sde, score, eta), m, solver=method, steps=_steps(method, steps),
+        process_for(method, kept.score.sde, score, eta), m, solver=method, **_stepping(method, steps, nodes),
         batch_size=min(m, batch_size), noise=noise, progress=workers.rank == 0, t0=start_time(kept.score.sde),
         x=_start(kept, noise, m, where), cond=None if label is None else torch.full((m,), label, device=where),
     )  # fmt: skip
@@ -123,8 +127,10 @@ def _check_shared(workers: Workers, method: Method, n: int) -> None:
         raise ValueError(f"--n {n} samples cannot be shared by {workers.count} workers.")
 
 
-def _steps(method: Method, steps: int | None) -> int | None:
-    return 200 if steps is None and not method.chooses_steps else steps
+def _stepping(method: Method, steps: int | None, grid: Callable[[int], Grid]) -> dict[str, Any]:
+    if method.chooses_steps and steps is not None:
+        raise ValueError(f"{type(method).__name__} chooses its own steps: leave out --steps.")
+    return stepping(method, 200 if steps is None else steps, grid)
 
 
 def _conditional(score: NetworkScore, label: int | None, guidance: float) -> Score:
