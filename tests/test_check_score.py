@@ -358,3 +358,66 @@ def test_a_weight_is_seen_by_data_alone_where_there_are_enough():
     assert few.passed
     many = sd.verify.check_score(MUTANTS["one weight x 1.3"], VP, data=RING.sample(60_000, seed=5), n=20_000)
     assert not many.passed
+
+
+# ---- processes that are linear by their f and g alone ------------------------------------------------------------------------
+
+
+class Plain(sd.SDE):
+    """OU in three lines."""
+
+    t_max = 5.0
+
+    def f(self, x, t):
+        return -0.5 * x
+
+    def g(self, x, t):
+        return 1.0
+
+
+class Shifted(Plain):
+    def f(self, x, t):
+        return 3 - x
+
+
+AFFINE = {
+    "CLD": (sd.CLD, lambda: sd.densities.gaussian((1.0, -2.0), 0.5)),
+    "correlated": (lambda: sd.CorrelatedOU(torch.tensor([[1.0, 0.0], [0.6, 0.8]])), lambda: sd.densities.ring(8)),
+    "blurring": (lambda: sd.Blurring((2,)), lambda: sd.densities.ring(8)),
+    "offset": (Shifted, lambda: sd.densities.ring(8)),
+}
+
+
+def test_three_lines_are_a_linear_process_for_every_check():
+    """What needs alpha and sigma derives them from f and g: the same numbers as from a process that is linear by its type."""
+    plain, density = Plain(), sd.densities.ring(8)
+    exact, ou = sd.ExactScore(plain, density), sd.OU(t_max=5.0, t_min=0.0)
+    found = sd.verify.check_score(exact, plain, density, times=[0.3, 2.0], n=1_000)
+    same = sd.verify.check_score(sd.ExactScore(ou, density), ou, density, times=[0.3, 2.0], n=1_000)
+    assert found.passed and found.errors[0].log_snr == pytest.approx(same.errors[0].log_snr, rel=1e-8)
+    wrong = sd.verify.check_score(lambda x, t: 1.1 * exact(x, t), plain, density, n=1_000)
+    assert not wrong.passed and wrong.errors[3].relative == pytest.approx(0.1, rel=1e-4)
+    held = sd.verify.check_score(exact, plain, data=density.sample(600, seed=0), n=1_000, tolerance=0.1)
+    assert held.passed
+    there = sd.verify.exchangeability(plain, density, n=1_000)
+    steep = sd.verify.exchangeability(plain, density, n=1_000, score=lambda x, t: 1.5 * exact(x, t))
+    assert there.passed and not steep.passed
+    found = sd.verify.error_budget(exact, plain, density, sd.EulerMaruyama(), steps=10, n=500, repeats=2)
+    assert found.parts[1].alone.value > 0.001
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_scores_of_coupled_processes(name):
+    """Against the law, in terms of the score itself; what needs one alpha and one sigma says so."""
+    sde, density = AFFINE[name][0](), AFFINE[name][1]()
+    exact = sd.ExactScore(sde, density)
+    assert sd.verify.check_score(exact, sde, density, n=1_000).passed
+    wrong = sd.verify.check_score(lambda x, t: 1.1 * exact(x, t), sde, density, n=1_000)
+    assert all(abs(at.relative - 0.1) < 1e-6 for at in wrong.errors) and not wrong.passed
+    for call in (
+        lambda: sd.verify.check_score(exact, sde, data=density.sample(600, seed=0)),
+        lambda: sd.verify.error_budget(exact, sde, density, sd.EulerMaruyama(), steps=10),
+        lambda: sd.verify.exchangeability(sde, density),
+    ):
+        with pytest.raises(TypeError, match=rf"{type(sde).__name__}.*(verify\.Law|duality)"):
+            call()

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..densities import Density
+from ..checks import check_state
+from ..densities import Density, as_density
 from ..linear import LinearSDE
 from ..score import Score, as_score
 from ..sde import SDE, ScoreLike
@@ -37,6 +38,7 @@ from .held_out import HeldOut
 from .laws import Diffused, Fixed, Law, law_of
 from .operator import rows
 from .report import Row, judge
+from .scalar import needed, scalar
 from .score_contract import contract
 from .score_report import ErrorAt, ScoreReport
 from .statistics import POWER, Outcome, detectable_effect, two_sided
@@ -63,7 +65,8 @@ def check_score(
 
     Args:
         score: ``score(x, t)``, any callable; a network in evaluation mode.
-        sde: the process whose score it should be: a linear one, unless ``density`` is a :class:`~sdediff.verify.Law`.
+        sde: the process whose score it should be: one with an affine drift, unless ``density`` is a
+            :class:`~sdediff.verify.Law`. Where it scales states by more than one number the error is that of the score itself.
         density: the law at t = 0, with a closed form under the process, or a law as a function of t.
         data: instead, samples (N, *event) of the law at t = 0 that the score was not trained on.
         times: where to look; by default seven, evenly spread in log SNR, the ends included.
@@ -84,18 +87,20 @@ def check_score(
     check_budget(budget)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance = {tolerance} is a relative error, between 0 and 1.")
-    score = as_score(score, sde if isinstance(sde, LinearSDE) else None)  # type: ignore[arg-type]
+    if (density is None) == (data is None):
+        raise ValueError("Give either density, the law at t = 0, or data=, held-out samples of it.")
+    process = _process(sde, density, data)
+    score = as_score(score, process if isinstance(process, LinearSDE) else None)  # type: ignore[arg-type]
     if torch.device(score.device or "cpu").type != "cpu":
         raise ValueError(
             f"The score is on {score.device}, and it is checked on the host in float64: use score.to('cpu')."
         )
-    if (density is None) == (data is None):
-        raise ValueError("Give either density, the law at t = 0, or data=, held-out samples of it.")
-    source = HeldOut(sde, data, score, seed) if density is None else _Known(sde, _known_law(sde, density), score)
-    at = _checked_times(sde, times)
+    law = None if density is None else _known_law(process, density)
+    source = HeldOut(process, data, score, seed) if law is None else _Known(process, law, score)
+    at = _checked_times(process, times)
     with torch.no_grad():
         found, errors, n = source.judged(at, tolerance, n, budget, level, seed)
-        own, unchecked = contract(score, sde, source.draw, at, tolerance, seed)
+        own, unchecked = contract(score, process, source.draw, at, tolerance, seed)
     name = type(score).__name__
     notes = (
         f"{source}; {n:,} samples at each of {len(at)} times, from t = {at[0]:.3g} to {at[-1]:.3g}.",
@@ -140,7 +145,7 @@ class _Known:
 
     def draw(self, t: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Samples of p_t (n, *event), and their noise where it is known."""
-        if not isinstance(self.law, Diffused):
+        if not isinstance(self.law, Diffused) or not isinstance(self.sde, LinearSDE):
             return self.law.sample(n, t, generator), None
         x0 = self.law.density.sample(n, generator=generator).double()
         noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
@@ -189,6 +194,21 @@ def _one_sided(excess: Tensor, error: float, spread: float, tolerance: float, si
 
 
 # ---- what is asked for ------------------------------------------------------------------------------------------------------
+
+
+def _process(sde: SDE, density: Density | Law | None, data: Tensor | None) -> SDE:
+    """The linear process that ``sde`` is, where it is one; as it is where the law is known without it."""
+    if density is None:
+        shape = tuple(check_state(data, "data").shape[1:])  # type: ignore[arg-type]
+        return needed(
+            sde,
+            shape,
+            "Held-out data are perturbed by the exact kernel",
+            "Where the law is known as a function of t, give that as a verify.Law.",
+        )
+    if isinstance(density, Law):
+        return sde
+    return scalar(sde, as_density(density).event_shape) or sde
 
 
 def _known_law(sde: SDE, density: Density | Law) -> Law:

@@ -31,7 +31,6 @@ from ..errors import SolveError
 from ..exact import ExactScore
 from ..grids import Grid
 from ..jsonable import jsonable
-from ..linear import LinearSDE
 from ..metrics import energy_distance
 from ..score import as_score
 from ..sde import SDE, ScoreLike
@@ -39,6 +38,7 @@ from ..solve import solve
 from ..solvers import Method
 from ..suited import process_for, start_time
 from .budget import affordable, check_budget
+from .scalar import needed
 
 PARTS = ("early stop", "steps", "score", "prior")
 """The approximations, in the order in which they are made."""
@@ -160,7 +160,7 @@ class ErrorBudget:
 
 def error_budget(
     score: ScoreLike,
-    sde: LinearSDE,
+    sde: SDE,
     density: Density,
     solver: Method,
     *,
@@ -181,7 +181,7 @@ def error_budget(
 
     Args:
         score: the score to put to the test, ``score(x, t)``.
-        sde: the linear process that it belongs to.
+        sde: the process that it belongs to: a linear one, by its type or by its f and g.
         density: the law of the data, with a closed form under the process.
         solver: the sampler. It is given the reversal, or the flow if it takes ODEs only.
         steps, grid: exactly one for a fixed-step solver, none for an adaptive one; as in :func:`~sdediff.solve`.
@@ -242,12 +242,10 @@ class _Chain:
     """The samplers between the data and the sampler as it is used."""
 
     def __init__(
-        self, score: ScoreLike, sde: LinearSDE, density: Density, solver: Method, spacing: Any, eta: float, prior: Any
+        self, score: ScoreLike, sde: SDE, density: Density, solver: Method, spacing: Any, eta: float, prior: Any
     ):
-        if not isinstance(sde, LinearSDE):
-            raise TypeError(
-                f"error_budget needs a LinearSDE, got {type(sde).__name__}: its exact laws are the reference."
-            )
+        why = "error_budget holds a sampler against the exact laws of its process"
+        sde = needed(sde, density.event_shape, why, "duality tests the reversal of any other.")
         self.sde, self.density, self.solver, self.spacing = sde, density.to("cpu", torch.float64), solver, spacing
         self.exact = ExactScore(sde, self.density)
         self.exact_process = process_for(solver, sde, self.exact, eta)

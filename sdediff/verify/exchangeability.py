@@ -27,7 +27,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from ..densities import Density
+from ..densities import Density, as_density
 from ..grids import LogSNR
 from ..linear import LinearSDE
 from ..metrics import random_directions
@@ -38,17 +38,19 @@ from .features import Features
 from .halving import LARGEST_BIAS, solve_halved
 from .laws import Diffused, law_of
 from .report import Report, judge
+from .scalar import scalar
 from .statistics import POWER, Outcome, quantile, two_sided, worst
 
 _PINELIS = 2 * math.e**3 / 9
 _TURNS = (2.0, 0.0, -2.0)  # log SNR: x' stays near x, and forgets most of it
+_CLEAN = 12.0  # log SNR at which to begin if t_min is 0
 _DIRECTIONS = 3
 _FREQUENCY = 1.5
 _LEAST = 1000
 
 
 def exchangeability(
-    sde: LinearSDE,
+    sde: SDE,
     density: Density,
     *,
     score: ScoreLike | None = None,
@@ -63,12 +65,13 @@ def exchangeability(
 ) -> Report:
     r"""Check that forward to t and back again by the reverse SDE makes the pair (x, x') exchangeable.
 
-    x is an exact sample of the law at ``sde.t_min``. Both rows of each turning time are sign-flip tests, one of functions of
+    x is an exact sample of the law at ``sde.t_min``, or at log SNR 12 if that is 0.
+    Both rows of each turning time are sign-flip tests, one of functions of
     a single state, one of products of functions of the two. The solver's own error is measured by halving its steps
     (:mod:`~sdediff.verify.halving`) and allowed for.
 
     Args:
-        sde: a linear process.
+        sde: a linear process, by its type or by its f and g.
         density: the law at t = 0, with a closed form under it.
         score: the score to put to the test; that of the density by default.
         times: where to turn back, inside (t_min, t_max); by default at log SNR 2, 0 and -2.
@@ -84,7 +87,8 @@ def exchangeability(
         TypeError: the process is not linear, or the density has no closed form under it.
         ValueError: a time lies outside (t_min, t_max), or steps is odd.
     """
-    law = _checked_law(sde, density)
+    name = type(sde).__name__
+    sde, law = _checked_law(sde, density)
     if steps < 2 or steps % 2:
         raise ValueError(f"steps = {steps} must be even: half of them show the solver's own error.")
     check_budget(budget)
@@ -95,14 +99,12 @@ def exchangeability(
         n = affordable(lambda n: there.panel(turns, n, seed), budget, least=_LEAST)
     found = judge(lambda n, seed: there.panel(turns, n, seed), n, seed, level)
     notes = (
-        f"law: {law}; {n:,} fresh pairs for each turn, from t = {sde.t_min:.3g} up by the exact transition and back by "
+        f"law: {law}; {n:,} fresh pairs for each turn, from t = {there.start:.3g} up by the exact transition and back by "
         f"{type(there.solver).__name__} in {steps} steps, whose own error, seen by halving them, is allowed for.",
         "sign flips: exact at any n; the statistic is in standard deviations of ψ(x, x') - ψ(x', x).",
         f"level {level:g} for all tests together, each effect detected with probability {POWER:g}.",
     )
-    return Report(
-        f"Exchangeability of {type(sde).__name__}, η = {'η(t)' if callable(eta) else f'{eta:g}'}", found, notes
-    )
+    return Report(f"Exchangeability of {name}, η = {'η(t)' if callable(eta) else f'{eta:g}'}", found, notes)
 
 
 def symmetry_test(differences: Tensor, margin: float = 0.0) -> Outcome:
@@ -135,15 +137,20 @@ class _ThereAndBack:
     solver: Method
     steps: int
 
+    @property
+    def start(self) -> float:
+        """t_min, or where there is next to no noise if that is 0."""
+        return _start(self.sde)
+
     def panel(self, turns: Sequence[float], n: int, seed: int) -> dict[str, Outcome]:
         """Two tests for each turning time."""
         generator = torch.Generator().manual_seed(seed)
         found: dict[str, Outcome] = {}
         for t in turns:
             x, coarse, fine = self._pairs(t, n, generator)
-            sample = self.law.sample(1000, self.sde.t_min, generator)
+            sample = self.law.sample(1000, self.start, generator)
             directions = random_directions(sample[0].numel(), _DIRECTIONS, generator)
-            features = Features(self.law, self.sde.t_min, directions, sample, _FREQUENCY)
+            features = Features(self.law, self.start, directions, sample, _FREQUENCY)
             a, rough, b = (features(v).unbind(1) for v in (x, coarse, fine))
             alone = [_tested(a[k] - b[k], a[k] - rough[k]) for k in range(len(a))]
             both = [
@@ -156,7 +163,7 @@ class _ThereAndBack:
 
     def _pairs(self, t: float, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """x, and x' after half of the steps and after all of them, on one path."""
-        start = self.sde.t_min
+        start = self.start
         x = self.law.sample(n, start, generator)
         kernel = self.sde.transition(start, t)
         z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -173,19 +180,24 @@ def _tested(fine: Tensor, coarse: Tensor) -> Outcome:
     return symmetry_test(fine, min(bias, LARGEST_BIAS * float(fine.std())))
 
 
-def _checked_law(sde: object, density: Density) -> Diffused:
-    law = law_of(sde, density) if isinstance(sde, LinearSDE) else None
-    if not isinstance(law, Diffused):
+def _checked_law(sde: SDE, density: Density) -> tuple[LinearSDE, Diffused]:
+    linear = scalar(sde, as_density(density).event_shape)
+    law = None if linear is None else law_of(linear, density)
+    if linear is None or not isinstance(law, Diffused):
         raise TypeError(
             f"exchangeability goes up by the exact transition from exact samples: it needs a LinearSDE and a density with a "
             f"closed form under it, got {type(sde).__name__} and {type(density).__name__}. duality takes any law."
         )
-    return law
+    return linear, law
+
+
+def _start(sde: LinearSDE) -> float:
+    return sde.t_min if sde.t_min > 0 else float(sde.time_of(_CLEAN))
 
 
 def _turns(sde: LinearSDE, times: Sequence[float] | None) -> list[float]:
     turns = sde.time_of(torch.tensor(_TURNS, dtype=torch.float64)).tolist() if times is None else list(times)
     for t in turns:
-        if not sde.t_min < t < sde.t_max:
-            raise ValueError(f"t = {t:g} is not inside ({sde.t_min:g}, {sde.t_max:g}), where one can turn back.")
+        if not _start(sde) < t < sde.t_max:
+            raise ValueError(f"t = {t:g} is not inside ({_start(sde):g}, {sde.t_max:g}), where one can turn back.")
     return turns
