@@ -289,6 +289,50 @@ def test_calls_that_make_no_sense(call, kind, message):
         call()
 
 
+VP, RING = sd.VP(), D.ring()
+CHECKS = {
+    "check_sde": lambda **o: sd.verify.check_sde(VP, **o),
+    "check_score": lambda **o: sd.verify.check_score(sd.ExactScore(VP, RING), VP, RING, **o),
+    "check_solver": lambda **o: sd.verify.check_solver(sd.EulerMaruyama(), **o),
+    "duality": lambda **o: sd.verify.duality(VP, RING, **o),
+    "exchangeability": lambda **o: sd.verify.exchangeability(VP, RING, **o),
+    "langevin_identity": lambda **o: sd.verify.langevin_identity(VP, RING, 0.3, **o),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_options_are_checked_before_any_work(check):
+    """The same in every check: a bad seed, n, budget or level is the caller's mistake, and no fault of what is checked."""
+    call = CHECKS[check]
+    for seed in ("a", 1.5, None, True):
+        with pytest.raises(TypeError, match="seed must be an integer"):
+            call(seed=seed)
+    for level in (0, -1, 1, 2, "a", None, math.nan):
+        with pytest.raises(ValueError, match=r"level = .* must lie between 0 and 1"):
+            call(level=level)
+    for n in ("a", 0, 1.5, True):
+        with pytest.raises(ValueError, match=r"n = .* must be a whole number of at least"):
+            call(n=n)
+    for amount in ("5", -1, 0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"budget = .* must be a positive number"):
+            call(budget=amount)
+    if check not in ("duality", "langevin_identity"):  # which have an n without being told
+        with pytest.raises(ValueError, match="budget = None must be"):
+            call(budget=None)
+
+
+def test_options_of_the_others():
+    budget_of = lambda **o: sd.verify.error_budget(sd.ExactScore(VP, RING), VP, RING, sd.EulerMaruyama(), steps=9, **o)  # noqa: E731
+    for bad in ({"n": 0}, {"n": "a"}, {"budget": None}, {"budget": "5"}):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))} = .* must be"):
+            budget_of(**bad)
+    for call in (budget_of, lambda seed: sd.verify.fokker_planck(VP, RING, 0.3, seed=seed)):
+        with pytest.raises(TypeError, match="seed must be an integer"):
+            call(seed="a")
+    with pytest.raises(TypeError, match="seed must be an integer"):
+        sd.verify.stationary(sd.Overdamped(RING), RING, seed=1.5)
+
+
 def test_assertion_holds_the_report():
     class Wrong(sd.VP):
         def variance(self, t):

@@ -33,7 +33,7 @@ from ..densities import Density, as_density
 from ..linear import LinearSDE
 from ..score import Score, as_score
 from ..sde import SDE, ScoreLike
-from .budget import affordable, check_budget
+from .budget import affordable, check_options
 from .held_out import HeldOut
 from .laws import Diffused, Fixed, Law, law_of
 from .operator import rows
@@ -84,7 +84,7 @@ def check_score(
     Raises:
         TypeError, ValueError: neither or both of density and data are given, or they do not fit the process.
     """
-    check_budget(budget)
+    check_options(seed, n=n, budget=budget, level=level)
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance = {tolerance} is a relative error, between 0 and 1.")
     if (density is None) == (data is None):

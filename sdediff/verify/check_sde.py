@@ -19,7 +19,7 @@ from ..nonlinear.laws import Independent
 from ..sde import ODE, SDE, Linear, derived
 from ..solvers import RK4, StochasticHeun
 from .attempt import attempt, told
-from .budget import FEWEST, affordable, check_budget
+from .budget import FEWEST, affordable, check_options
 from .chains import UnsettledError, spread
 from .contract import Probe, contract
 from .identity import langevin_panel
@@ -79,11 +79,7 @@ def check_sde(
     """
     started = time.perf_counter()
     case = _case(sde, density, event_shape)
-    check_budget(budget)
-    if n is not None and (not isinstance(n, int) or n < FEWEST):
-        raise ValueError(f"n = {n!r} must be a whole number of at least {FEWEST} particles.")
-    if not 0 < level < 1:
-        raise ValueError(f"level = {level!r} must lie between 0 and 1.")
+    check_options(seed, n=n, budget=budget, level=level, least=FEWEST)
     title = f"Check of {type(sde).__name__}"
     rows = contract(case.probe, seed)
     if len(rows) < 3:  # f and g cannot even be called

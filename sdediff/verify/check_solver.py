@@ -31,7 +31,7 @@ from ..solve import solve
 from ..solvers import Integrator, Method, Solver
 from .affine_law import AffineMap, affine_map
 from .attempt import attempt, told
-from .budget import affordable, check_budget
+from .budget import affordable, check_options
 from .references import END, MEAN, STD, ClosedForms, GaussianData, Noiseless, Oscillator, Plain, Wavy, ring_flow
 from .report import Report, Row, exact_row, fact_row, judge
 from .solver_orders import additive_order, flow_order, law_row, strong_order
@@ -70,7 +70,7 @@ def check_solver(
     if not isinstance(solver, Method):
         hint = f": write {solver.__name__}()" if isinstance(solver, type) else ""
         raise TypeError(f"solver must be a solver object such as EulerMaruyama(), got {solver!r}{hint}.")
-    check_budget(budget)
+    check_options(seed, n=n, budget=budget, level=level)
     name = type(solver).__name__
     trial = _Trial(solver, level, seed)
     rows, unchecked = trial.exact()

@@ -20,7 +20,7 @@ from ..linear import LinearSDE
 from ..metrics import random_directions
 from ..sde import SDE, Coefficient, ScoreLike
 from ..solvers import EulerMaruyama, Method
-from .budget import affordable, check_budget
+from .budget import affordable, check_options
 from .halving import LARGEST_BIAS, mean_test, projections_test, solve_halved
 from .laws import Law, law_of
 from .operator import rows
@@ -74,7 +74,7 @@ def duality(
     """
     if sde.direction != 1:
         raise ValueError(f"{type(sde).__name__} is no forward SDE with noise: give the process before its reversal.")
-    check_budget(budget)
+    check_options(seed, n=n, budget=budget, level=level)
     if steps < 2 or steps % 2:
         raise ValueError(f"steps = {steps} must be even: half of them show the solver's own error.")
     law = law_of(sde, density)

@@ -37,7 +37,7 @@ from ..sde import SDE, ScoreLike
 from ..solve import solve
 from ..solvers import Method
 from ..suited import process_for, start_time
-from .budget import affordable, check_budget
+from .budget import affordable, check_options
 from .scalar import needed
 
 PARTS = ("early stop", "steps", "score", "prior")
@@ -201,7 +201,7 @@ def error_budget(
     """
     if repeats < 2:
         raise ValueError(f"repeats = {repeats}: a standard error needs at least two.")
-    check_budget(budget)
+    check_options(seed, n=n, budget=budget)
     chain = _Chain(score, sde, density, solver, {"steps": steps, "grid": grid}, eta, prior)
     chain.check()
     if n is None:

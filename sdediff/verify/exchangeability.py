@@ -33,7 +33,7 @@ from ..linear import LinearSDE
 from ..metrics import random_directions
 from ..sde import SDE, Coefficient, ScoreLike
 from ..solvers import DPMSolverPP2M, Method
-from .budget import affordable, check_budget
+from .budget import affordable, check_options
 from .features import Features
 from .halving import LARGEST_BIAS, solve_halved
 from .laws import Diffused, law_of
@@ -91,7 +91,7 @@ def exchangeability(
     sde, law = _checked_law(sde, density)
     if steps < 2 or steps % 2:
         raise ValueError(f"steps = {steps} must be even: half of them show the solver's own error.")
-    check_budget(budget)
+    check_options(seed, n=n, budget=budget, level=level)
     turns = _turns(sde, times)
     back = sde.reverse(law.score if score is None else score, eta)
     there = _ThereAndBack(sde, law, back, solver or DPMSolverPP2M(), steps)

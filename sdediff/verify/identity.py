@@ -23,11 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_seed
 from ..densities import Density
 from ..diffusion import Diffusion
 from ..metrics import random_directions
 from ..sde import SDE, ScoreLike
-from .budget import affordable, check_budget
+from .budget import affordable, check_options
 from .features import Features
 from .halving import projections_test
 from .laws import Diffused, Fixed, Law, law_of
@@ -85,7 +86,7 @@ def langevin_identity(
     """
     if sde.direction != 1:
         raise ValueError(f"{type(sde).__name__} is no forward SDE with noise: give the process before its reversal.")
-    check_budget(budget)
+    check_options(seed, n=n, budget=budget, level=level)
     law = law_of(sde, density)
     pair = _Pair(_Half(sde, t), _Half(sde.reverse(law.score if score is None else score), t))
     rows = _exact_rows(law, pair, t, seed)
@@ -112,7 +113,7 @@ def stationary(sde: SDE, density: Density, t: float = 0.0, *, seed: int = 0) -> 
         seed: of the points, samples of the density.
     """
     law = Fixed(density)
-    x = law.sample(_POINTS, t, torch.Generator().manual_seed(seed))
+    x = law.sample(_POINTS, t, torch.Generator().manual_seed(check_seed(seed)))
     half = _Half(sde, t)
     terms = fokker_planck(half.drift, half.diffusion, law.density.log_prob, x)
     title = f"{type(law.density).__name__} as stationary law of {type(sde).__name__}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..checks import check_seed
 from ..densities import Density
 from ..sde import SDE, ScoreLike
 from .attempt import attempt
@@ -37,7 +38,7 @@ def fokker_planck(
     if sde.direction < 0:
         raise ValueError(f"{type(sde).__name__} is a reversal: give the process before it.")
     law = law_of(sde, density)
-    points = law.sample(POINTS, t, torch.Generator().manual_seed(seed))
+    points = law.sample(POINTS, t, torch.Generator().manual_seed(check_seed(seed)))
     sde.drift(points, t)  # a time outside the domain is the caller's mistake, not a finding
     scene = Scene(sde, law, lambda t: points)
     score = law.score if score is None else score
