@@ -474,6 +474,48 @@ def test_walls_that_are_reached_are_no_fault(make, seed):
     assert len(rows) > 15 and all(r.passed for r in rows), [r for r in rows if not r.passed]
 
 
+class Exploding(sd.SDE):
+    def f(self, x, t):
+        return x**3
+
+    def g(self, x, t):
+        return 1.0
+
+
+class InfiniteStart(sd.SDE):
+    def f(self, x, t):
+        return -x / t
+
+    def g(self, x, t):
+        return t.sqrt()
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [(Exploding, "grows faster than linearly"), (InfiniteStart, "infinite at t = 0, where they start: set t_min")],
+)
+def test_chains_that_become_infinite_say_where_and_why(make, told):
+    found = sd.verify.check_sde(make(), D.gaussian((3.0, 3.0), 1.0), n=1_000)
+    detail = row(found, "steps: order").detail
+    assert told in detail and "of the particles are NaN or infinite after step" in detail
+    assert ("after step 1 of 64, from t = 0:" in detail) == (make is InfiniteStart)
+
+
+def test_the_cure_for_an_infinite_start_is_one():
+    """With t_min set particles start there, and the report says from where f and g were looked at."""
+    sde = InfiniteStart()
+    assert "f and g from 0.167 to 1" in sd.verify.check_sde(sde, n=1_000).notes[0]
+    sde.t_min = 0.1
+    found = assert_sde(sde, n=1_000)
+    assert row(found, "steps: order").passed and "f and g from 0.1 to 1" in found.notes[0]
+
+
+def test_data_that_cannot_be_lifted():
+    """A message that a caller of check_sde can act on."""
+    with pytest.raises(ValueError, match=r"CLD appends coordinates .* states of shape \(1,\)"):
+        sd.verify.check_sde(sd.CLD(), D.bimodal(), n=1_000)
+
+
 class OneNoise(sd.SDE):
     """Noise reaches the first coordinate alone."""
 

@@ -257,8 +257,13 @@ class Case:
         whose = "as given" if self.given else "by default"
         return (
             f"States of shape {self.event_shape}, x_0 from {type(self.density).__name__} {whose}; exact rows at t = "
-            f"{', '.join(f'{t:.3g}' for t in self.times)}."
+            f"{', '.join(f'{t:.3g}' for t in self.times)}, f and g from {min(self._looked_at):.3g} to "
+            f"{max(self._looked_at):.3g}."
         )
+
+    @property
+    def _looked_at(self) -> list[float]:
+        return [*self.probe.times, *self.probe.ends]
 
     @property
     def end(self) -> tuple[str, ...]:
@@ -360,7 +365,7 @@ class Case:
         """A time over which Euler-Maruyama is stable in 64 steps."""
         x = self.start(POINTS, torch.Generator().manual_seed(seed))
         rate = torch.linalg.matrix_norm(jacobian(lambda x: self.sde.drift(x, self.times[0]), x), 2).quantile(0.99)
-        return min(0.5 * self.horizon, 8 / max(float(rate), 1e-12))
+        return min(self.sde.t_min + 0.5 * (self.horizon - self.sde.t_min), self.sde.t_min + 8 / max(float(rate), 1e-12))
 
 
 def default_density(event_shape: tuple[int, ...]) -> Density:
@@ -383,6 +388,8 @@ def _case(sde: SDE, density: Density | None, event_shape: tuple[int, ...] | None
         event_shape = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
     if density is not None:
         law = as_density(density).to(torch.device("cpu"), torch.float64)
+        if callable(getattr(sde, "lift", None)) and not law.event_shape:
+            _check_lift(sde, law)
         if event_shape not in (None, tuple(law.event_shape)):
             raise ValueError(
                 f"event_shape = {event_shape}, but the density has states of shape {law.event_shape}: give one of the two."
@@ -391,6 +398,17 @@ def _case(sde: SDE, density: Density | None, event_shape: tuple[int, ...] | None
     known = getattr(sde, "event_shape", None) or getattr(getattr(sde, "score", None), "event_shape", None)
     shape = event_shape if event_shape is not None else tuple(known) if known else (2,)
     return Case(sde, _settled(sde, shape) or default_density(shape), False)
+
+
+def _check_lift(sde: Any, density: Density) -> None:
+    """Raise where a process that appends to its data cannot append to plain numbers."""
+    try:
+        sde.lift(torch.zeros(1, dtype=torch.float64))
+    except ValueError as error:
+        raise ValueError(
+            f"{type(sde).__name__} appends coordinates to its data, and {type(density).__name__} has plain numbers, states of "
+            "shape (): give a density with states of shape (1,) or more, such as Mixture([[-1.0], [1.0]], std=0.3)."
+        ) from error
 
 
 def _settled(sde: SDE, shape: tuple[int, ...]) -> Density | None:

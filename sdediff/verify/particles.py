@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -117,9 +118,9 @@ def convergence_panel(sde: SDE, horizon: float, start: Callable[[int, torch.Gene
 
     def panel(n: int, seed: int) -> dict[str, Outcome]:
         generator = torch.Generator().manual_seed(seed)
-        coarse, middle, fine = _three_chains(sde, start(n, generator), horizon / _COARSEST, generator)
-        first, second = rows(coarse - middle).norm(dim=1), rows(middle - fine).norm(dim=1)
-        return {f"steps: order of convergence to t = {horizon:.3g}": _order_test(first, second)}
+        ends, trouble = _three_chains(sde, start(n, generator), (horizon - sde.t_min) / _COARSEST, generator)
+        first, second = (rows(a - b).norm(dim=1) for a, b in pairwise(ends))
+        return {f"steps: order of convergence to t = {horizon:.3g}": _order_test(first, second, trouble)}
 
     return panel
 
@@ -158,31 +159,45 @@ def _normal_waves(count: int) -> Tensor:
     return torch.cat([torch.zeros(count), torch.full((count,), math.exp(-0.5))]).double()
 
 
-def _three_chains(sde: SDE, x: Tensor, h: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """The ends of Euler-Maruyama chains with steps h, h/2 and h/4 on one Brownian path.
+def _three_chains(sde: SDE, x: Tensor, h: float, generator: torch.Generator) -> tuple[list[Tensor], str]:
+    """The ends of Euler-Maruyama chains with steps h, h/2 and h/4 on one Brownian path, and where they became infinite.
 
     Each sample has its own clock, slower than this by up to a half: f and g that jump at some time meet no one grid.
     """
     pace = 0.5 + 0.5 * torch.rand(len(x), *[1] * (x.ndim - 1), generator=generator, dtype=x.dtype)
-    step, chains = h * pace, [x, x, x]
+    step, chains, trouble = h * pace, [x, x, x], ""
     for k in range(_COARSEST):
-        shape = sde.diffusion(chains[0], k * step).noise_shape(x)
+        shape = sde.diffusion(chains[0], sde.t_min + k * step).noise_shape(x)
         size = (0.25 * step).sqrt().reshape(len(x), *[1] * (len(shape) - 1))
         quarters = [torch.randn(shape, generator=generator, dtype=x.dtype) * size for _ in range(4)]
         for level, parts in enumerate((1, 2, 4)):
             each = 4 // parts
             for i in range(parts):
                 at, dw = chains[level], sum(quarters[i * each : (i + 1) * each], torch.zeros(()))
-                t = (k + i / parts) * step
+                t = sde.t_min + (k + i / parts) * step
                 chains[level] = at + step / parts * sde.drift(at, t) + sde.diffusion(at, t) @ dw
-    return chains[0], chains[1], chains[2]
+        trouble = trouble or _told(chains, k, sde.t_min + k * h, sde.t_min)
+    return chains, trouble
 
 
-def _order_test(first: Tensor, second: Tensor) -> Outcome:
+def _told(chains: list[Tensor], k: int, t: float, t_min: float) -> str:
+    """What to say of chains of which some particles are not finite after step k from t; nothing where all are."""
+    lost = float((~torch.isfinite(rows(sum(chains[1:], chains[0]))).all(1)).double().mean())
+    if not lost:
+        return ""
+    cure = "the drift or the noise grows faster than linearly in x, and leaves every bound in no time"
+    if k == 0:
+        cure = f"f or g is infinite at t = {t_min:g}, where they start: set t_min to where the process can begin"
+    return (
+        f"{lost:.2g} of the particles are NaN or infinite after step {k + 1} of {_COARSEST}, from t = {t:.3g}: {cure}."
+    )
+
+
+def _order_test(first: Tensor, second: Tensor, trouble: str = "") -> Outcome:
     """That |x_h/2 - x_h/4| is smaller than 2^-0.4 |x_h - x_h/2| for half of the samples or more: an exact sign test."""
     n, limit = len(first), 2**-_LEAST_ORDER
     if not bool(torch.isfinite(first + second).all()):
-        return Outcome(math.nan, 0.0, 0.0, lambda level: math.inf, "order")
+        return Outcome(math.nan, 0.0, 0.0, lambda level: math.inf, "order", trouble)
     more = float((second > limit * first).double().mean())
     order = float(torch.log2(first.median() / second.median())) if float(second.median()) > 0 else math.inf
     z = (more - 0.5) * 2 * math.sqrt(n)

@@ -184,7 +184,8 @@ def judge(panel: Panel, n: int, seed: int, level: float) -> tuple[Row, ...]:
     for what, outcome in first.items():
         decided, limit = retry(outcome, lambda what=what: again()[what], share)  # type: ignore[misc]
         effect, passed = decided.detectable(0.5 * share), decided.p > limit
-        rows.append(Row(what, decided.statistic, decided.floor, limit, decided.p, effect, decided.unit, passed))
+        seen = (decided.statistic, decided.floor, limit, decided.p, effect, decided.unit, passed, decided.detail)
+        rows.append(Row(what, *seen))
     return tuple(rows)
 
 

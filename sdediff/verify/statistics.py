@@ -32,6 +32,7 @@ class Outcome:
         p: the p-value.
         detectable: level -> the smallest effect detected with probability ``POWER`` at that level.
         unit: of the statistic and of the effect.
+        detail: of what can only fail, what was seen and what to do about it, where that is known.
     """
 
     statistic: float
@@ -39,6 +40,7 @@ class Outcome:
     p: float
     detectable: Callable[[float], float]
     unit: str = ""
+    detail: str = ""
 
 
 def quantile(p: float) -> float:
