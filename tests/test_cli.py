@@ -333,11 +333,19 @@ def test_ctrl_c_keeps_what_training_reached(
             raise KeyboardInterrupt
 
     np.save("data.npy", np.random.default_rng(0).normal(size=(30, 2)))
-    monkeypatch.setattr(train_command, "Trainer", partial(train_command.Trainer, callback=interrupt, progress=False))
-    assert main(["train", "--data", "data.npy", "--out", "run", "--steps", "50", "--width", "4", "--depth", "1"]) == 130
-    assert capsys.readouterr().err == "sdediff: stopped.\n"
+    command = ["train", "--data", "data.npy", "--out", "run", "--steps", "50", "--width", "4", "--depth", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(train_command, "_lines", lambda steps: interrupt)
+        assert main(command) == 130
+    said = capsys.readouterr()
+    assert said.err == "sdediff: stopped.\n" and "4 steps" in said.out and "the same command goes on" in said.out
     assert json.loads(Path("run/train.json").read_text())["steps"] == 4
     assert main(["sample", "-c", "run", "--n", "3", "--steps", "2"]) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    said = capsys.readouterr()
+    assert "Going on at step 4 of 50." in said.out and "Next: sdediff sample" in said.out
+    assert [line.split(",")[0] for line in said.err.splitlines()] == [f"step {k} of 50" for k in range(5, 55, 5)]
 
 
 def test_whole_numbers_are_data_too() -> None:

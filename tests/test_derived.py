@@ -455,5 +455,5 @@ def test_shapes_of_a_state_are_positive_whole_numbers(shape):
             ask()
     with pytest.raises(TypeError, match="density must be a Density"):
         sd.ExactScore(sd.VP(), 3)
-    with pytest.raises(TypeError, match="noise must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"noise must be a torch\.Tensor"):
         sd.CLD().perturb(torch.zeros(1, 4), 0.3, None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -134,10 +136,14 @@ def command(
     score = make(sde, _network(network, width, depth, tuple(shape[1:]), classes)).to(where)
     loss = DenoisingLoss(score, weight, law, drop_cond=0.0 if cond is None else drop_labels)
     out = folder(out)
-    reached = Trainer(
+    trainer = Trainer(
         score, x, plan, cond=cond, loss=loss, folder=out, standardisation=standardisation, scales=scales,
         recorders=_recorders(out, tensorboard, trackio) if workers.rank == 0 else (),
-    ).run()  # fmt: skip
+        callback=_lines(steps) if workers.rank == 0 and not sys.stderr.isatty() else None,
+    )  # fmt: skip
+    if trainer.step > 0 and workers.rank == 0:
+        typer.echo(f"Going on at step {trainer.step:,} of {steps:,}.")
+    reached = trainer.run()
     if len(reached.losses) == 0:
         raise KeyboardInterrupt
     if workers.rank == 0:
@@ -153,12 +159,24 @@ def command(
             "loss": float(reached.losses[-100:].mean()), "version": __version__, "torch": torch.__version__,
         }  # fmt: skip
         _write(out, reached, about)
+        done = len(reached.losses) == steps
         typer.echo(
             f"{len(reached.losses):,} steps in {reached.seconds:.0f} s, loss {about['loss']:.4f}. Written to {out}: "
-            f"model.safetensors, train.json, loss.csv, loss.png. Next: sdediff sample --checkpoint {out}"
+            "model.safetensors, train.json, loss.csv, loss.png. "
+            + (f"Next: sdediff sample --checkpoint {out}" if done else f"Of {steps:,}: the same command goes on there.")
         )
     if len(reached.losses) < steps:
         raise typer.Exit(130)  # Ctrl-C
+
+
+def _lines(steps: int) -> Callable[[int, float], None]:
+    """A line for every tenth of the way, where there is no terminal for a bar."""
+
+    def say(step: int, loss: float) -> None:
+        if (step + 1) * 10 // steps > step * 10 // steps:
+            typer.echo(f"step {step + 1:,} of {steps:,}, loss {loss:.4f}", err=True)
+
+    return say
 
 
 def _sized(text: str, name: str, scales: Scales) -> str:
