@@ -60,7 +60,7 @@ def check_sde(
     reversals and of the flow, pointwise.
 
     **Particles**: forward against the kernel; the reverse SDE and the flow from the exact law to the exact law. Without a
-    kernel: convergence as the step is halved, and the Langevin identity.
+    kernel: convergence as the step is halved, and the Langevin identity. What no affordable number of steps settles is named.
 
     What raises an error in f or g fails the row that called it; what cannot be checked is named with the reason.
 
@@ -74,8 +74,9 @@ def check_sde(
         level: the probability of a false alarm, for all tests by particles together.
 
     Raises:
-        TypeError: sde is no SDE.
-        ValueError: sde is a reversal, event_shape is not that of the density, or budget, n or level makes no sense.
+        TypeError: sde is no SDE, or seed no whole number.
+        ValueError: sde is a reversal, event_shape is not that of the density or does not fit the process, or budget, n or
+            level makes no sense.
     """
     started = time.perf_counter()
     case = _case(sde, density, event_shape)
