@@ -10,6 +10,7 @@ import typer
 from ..demo import FULL, QUICK, run
 from .files import folder
 from .options import OutFolder, Seed
+from .threads import one_thread
 
 
 def command(
@@ -29,7 +30,8 @@ def command(
       sdediff demo --out my/folder --seed 1
     """
     out = folder(out)
-    results = run(out, QUICK if quick else FULL, seed=seed, say=typer.echo)
+    with one_thread():
+        results = run(out, QUICK if quick else FULL, seed=seed, say=typer.echo)
     typer.echo(f"Done in {results['seconds']:.0f} s. Pictures and numbers: {out}")
     typer.echo(f"Open the report: {(out / 'report.html').resolve()}")
     if not results["ring"]["identity"]["passed"]:

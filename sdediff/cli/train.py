@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from .config import Config
 from .files import folder, read_data, read_labels, write_text
 from .names import NETWORK, PREDICTION, PROCESS, TIMES, WEIGHTING
 from .options import Device, ProcessText, Seed, device
+from .threads import one_thread
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -143,7 +145,8 @@ def command(
     )  # fmt: skip
     if trainer.step > 0 and workers.rank == 0:
         typer.echo(f"Going on at step {trainer.step:,} of {steps:,}.")
-    reached = trainer.run()
+    with one_thread() if where.type == "cpu" and network.startswith("MLP") else nullcontext():
+        reached = trainer.run()
     if len(reached.losses) == 0:
         raise KeyboardInterrupt
     if workers.rank == 0:
