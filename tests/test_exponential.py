@@ -799,7 +799,7 @@ def test_the_reference_of_an_adapted_grid_has_as_many_steps_as_asked_for(flow, s
         ),
         ({"solver": sd.Heun}, TypeError, "^solver must be an object .* got the class Heun"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_settings_of_an_adapted_grid_are_named(flow, starts, settings, error, message):
     with pytest.raises(error, match=message):
