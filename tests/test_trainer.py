@@ -710,6 +710,7 @@ def test_options_come_from_a_file_and_what_is_typed_comes_first(here, capsys):
     Path("small.json").write_text('{"data": "data.npy", "steps": 2, "width": 4, "depth": 1, "shared_scale": true}')
     assert main(["train", "--config", "small.json"]) == 0
     assert about("run")["shared_scale"] is True and about("run")["steps"] == 2
+    capsys.readouterr()
     for content, name, said in (
         ("steps = [", "x.toml", "cannot be read"),
         ("[1]", "x.json", "table of options"),
