@@ -1,4 +1,4 @@
-"""What the tests share: a repeatable hypothesis, and one exact test of a Gaussian law with its level and power stated."""
+"""What the tests share: a repeatable hypothesis, an exact test of a Gaussian law with its level and power stated, a network."""
 
 from __future__ import annotations
 
@@ -36,3 +36,25 @@ def law_check(x: torch.Tensor, mean: float, variance: float) -> None:
 def assert_law():
     """:func:`law_check`, for tests that ask for it by name."""
     return law_check
+
+
+class Learned(torch.nn.Module):
+    """A network whose parameters are a number and a vector, in float64: a noise prediction for t of any shape, and a score."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
+        self.b = torch.nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
+
+    def forward(self, x, t, cond=None):
+        t = t.reshape(-1, 1).to(x.dtype)
+        return (0.8 * t + self.a * torch.tanh(x)) + (self.b if cond is None else self.b * cond[:, None])
+
+    def score(self, x, t, cond=None):
+        return -self(x, t, cond)
+
+
+@pytest.fixture
+def learned():
+    """:class:`Learned`, for tests that ask for it by name."""
+    return Learned

@@ -146,20 +146,6 @@ def test_the_adjoint_stays_inside_its_interval():
 # ---- the adjoint's parameters -------------------------------------------------------------------------------------
 
 
-class Learned(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
-        self.b = torch.nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
-
-    def forward(self, x, t, cond=None):
-        t = t.reshape(-1, 1).to(x.dtype)
-        return (0.8 * t + self.a * torch.tanh(x)) + (self.b if cond is None else self.b * cond[:, None])
-
-    def score(self, x, t, cond=None):
-        return -self(x, t, cond)
-
-
 class Neural(sd.ODE):
     """A process of one's own that keeps networks and a parameter under names of its own, some in a list."""
 
@@ -196,9 +182,9 @@ NEEDS_CONDITION = ("guided", "all at once")
     ("name", "condition"),
     [(n, c) for n in WRAPPED for c in (False, True) if (c or n not in NEEDS_CONDITION) and not (c and n == "process")],
 )
-def test_the_adjoint_reaches_every_parameter(name, condition):
+def test_the_adjoint_reaches_every_parameter(name, condition, learned):
     """Against backpropagation through the same solver's steps, however deeply the network is wrapped."""
-    net = Learned()
+    net = learned()
     process = WRAPPED[name](net)
     cond = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64) if condition else None
     found = []
@@ -212,11 +198,11 @@ def test_the_adjoint_reaches_every_parameter(name, condition):
         torch.testing.assert_close(by_adjoint, through_steps, rtol=1e-5, atol=1e-6)
 
 
-def test_the_adjoint_refuses_to_do_nothing():
+def test_the_adjoint_refuses_to_do_nothing(learned):
     """No parameters, none that want gradients, and a start that wants none: an error and no quiet None."""
-    net, x = Learned(), randn(3, 2)
+    net, x = learned(), randn(3, 2)
     hidden = SDE.probability_flow(lambda x, t: net.score(x, t))
-    frozen = SDE.probability_flow(sd.NoisePrediction(SDE, Learned().requires_grad_(False)))
+    frozen = SDE.probability_flow(sd.NoisePrediction(SDE, learned().requires_grad_(False)))
     arguments = {"solver": sd.TorchDiffEq(adjoint=True), "t0": 0.8, "t1": 0.3}
     for flow in (hidden, frozen):
         with pytest.raises(ValueError, match=r"finds no parameters and x wants no gradient: .*NoisePrediction"):

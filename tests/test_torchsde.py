@@ -253,17 +253,6 @@ def test_saved_states_lie_on_one_path(path):
 # ---- gradients --------------------------------------------------------------------------------------------------
 
 
-class Learned(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = torch.nn.Parameter(torch.tensor(0.8, dtype=torch.float64))
-        self.b = torch.nn.Parameter(torch.tensor([0.3, -0.2], dtype=torch.float64))
-
-    def forward(self, x, t, cond=None):
-        t = t.reshape(-1, 1).to(x.dtype)
-        return (0.8 * t + self.a * torch.tanh(x)) + (self.b if cond is None else self.b * cond[:, None])
-
-
 WRAPPED = {
     "network": lambda net, sde: sd.NoisePrediction(sde, net),
     "function": lambda net, sde: sd.FunctionScore(lambda x, t, cond=None: -net(x, t, cond), sde),
@@ -277,12 +266,12 @@ WRAPPED = {
 @pytest.mark.parametrize(
     ("name", "condition"), [(name, c) for name in WRAPPED for c in (False, True) if c or name != "guided"]
 )
-def test_adjoint_gradients(name, condition):
+def test_adjoint_gradients(name, condition, learned):
     """The stochastic adjoint against backpropagation through the steps, for parameters however deeply wrapped.
 
     Its own error is of the order of the step; at 100 steps 10 % of the gradient, a missing term is 100 %.
     """
-    sde, net = sd.VP(1.0, 2.0), Learned()
+    sde, net = sd.VP(1.0, 2.0), learned()
     score = WRAPPED[name](net, sde)
     cond = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64) if condition else None
     x = randn(3, 2)
@@ -304,9 +293,9 @@ def test_adjoint_gradients(name, condition):
         assert float((through_steps - by_adjoint).abs().max()) < 0.1 * size
 
 
-def test_adjoint_costs_nothing_unasked():
+def test_adjoint_costs_nothing_unasked(learned):
     """adjoint=True without differentiable=True is a plain solve."""
-    back, x = sd.VP().reverse(sd.NoisePrediction(sd.VP(), Learned())), randn(3, 2)
+    back, x = sd.VP().reverse(sd.NoisePrediction(sd.VP(), learned())), randn(3, 2)
     arguments = {"steps": 5, "noise": Known(2)}
     plain = sd.solve(back, x, solver=sd.TorchSDE(), **arguments).x
     assert torch.equal(plain, sd.solve(back, x, solver=sd.TorchSDE(adjoint=True), **arguments).x)
