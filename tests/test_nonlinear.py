@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -122,6 +124,41 @@ def test_scores_are_the_gradients_of_kernels(name):
         rise = (kernel.log_prob(x + h) - kernel.log_prob(x - h)) / (2 * h[:, 0])
         keep = kernel.log_prob(x) > -12
         assert torch.allclose(kernel.score(x)[keep, 0], rise[keep], rtol=1e-6, atol=1e-5)
+
+
+@contextlib.contextmanager
+def warned():
+    """Warnings are errors, those too that torch gives once a process."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+    finally:
+        torch.set_warn_always(before)
+
+
+@cases
+def test_kernels_have_derivatives_in_time(name):
+    """By autograd and by differences; and a time that wants a gradient is no cause for a warning."""
+    sde, x0, times, points = CASES[name]
+    x, t = column(points), times[1]
+    time, h = torch.tensor(t, dtype=torch.float64, requires_grad=True), 1e-5 * t
+    with warned():
+        kernel = sde.marginal(column([x0]), time)
+        (rate,) = torch.autograd.grad(kernel.log_prob(x).sum(), time)
+        drawn = kernel.sample(seed=0)
+    early, late = (sde.marginal(column([x0]), s).log_prob(x).sum() for s in (t - h, t + h))
+    assert float(rate) == pytest.approx(float(late - early) / (2 * h), rel=1e-5)
+    assert torch.equal(drawn, sde.marginal(column([x0]), t).sample(seed=0))
+
+
+def test_the_shortest_times_are_named():
+    """Also where they want a gradient."""
+    for sde, t, said in ((sd.Jacobi(), 2e-5, "not 2e-05"), (sd.CIR(), 1e-14, "t = 1e-14 is too short")):
+        with warned(), pytest.raises(ValueError, match=said):
+            sde.marginal(column([0.5]), torch.tensor(t, dtype=torch.float64, requires_grad=True))
 
 
 @cases

@@ -121,7 +121,7 @@ class NoncentralChi(Kernel):
         self.noncentral = x0 * torch.exp(-kappa * t) / self.scale
         if not float(self.noncentral.detach().max()) < 1e12:
             raise ValueError(
-                f"t = {float(t.min()):.3g} is too short for the kernel of CIR in float64: there a Gaussian step, "
+                f"t = {float(t.detach().min()):.3g} is too short for the kernel of CIR in float64: there a Gaussian step, "
                 "solve(sde, x0, t1=t, ...), is as good."
             )
         self.floor = floor
@@ -158,9 +158,10 @@ class JacobiSeries(Kernel):
     def __init__(self, x0: Tensor, t: Tensor, law: Beta, speed: float):
         super().__init__(x0, t)
         self.law, self.speed = law, speed
-        if float(speed * t.min()) < 1e-4:
+        self.shortest = float(t.detach().min())
+        if speed * self.shortest < 1e-4:
             raise ValueError(
-                f"The series of the Jacobi kernel is summed for speed * t >= 1e-4, not {float(speed * t.min()):.3g}: there "
+                f"The series of the Jacobi kernel is summed for speed * t >= 1e-4, not {speed * self.shortest:.3g}: there "
                 "a Gaussian step, solve(sde, x0, t1=t, ...), is as good."
             )
 
@@ -186,7 +187,7 @@ class JacobiSeries(Kernel):
             rate = 0.5 * self.speed * n * (n - 1 + a + b)
             total = total + torch.exp(-rate * self.t) * now * now0
             # P_n grows at most like n^(2 max(a, b, 1/2)), so that what is left is below rounding.
-            if rate * float(self.t.min()) > 42 + 2 * max(a, b, 0.5) * math.log(n + 1):
+            if rate * self.shortest > 42 + 2 * max(a, b, 0.5) * math.log(n + 1):
                 return total
 
     def draw(self, generator: torch.Generator | None) -> Tensor:
