@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+from typing import get_type_hints
 
 import matplotlib.figure
 import pytest
@@ -11,6 +13,7 @@ import torch
 from scipy import stats
 
 import sdediff as sd
+from sdediff import testing
 from sdediff.verify.error_budget import PARTS, error_budget
 from sdediff.verify.exchangeability import symmetry_test
 
@@ -111,6 +114,23 @@ def test_another_stochasticity_keeps_the_marginals_and_not_the_pair(eta):
     report = check(LINE, n=100_000, eta=eta, times=[0.33], steps=60)
     assert failed(report) and all("b(x)" in what for what in failed(report)), failed(report)
     assert check(LINE, n=100_000, times=[0.33], steps=60).passed
+
+
+def test_as_an_assertion():
+    """The report where it passes; with a flow for the way back, an error that holds the report."""
+    options = {"n": 2000, "times": [0.33], "steps": 40}
+    assert testing.exchangeability(VP, LINE, **options) == check(LINE, **options)
+    with pytest.raises(AssertionError, match=r"(?s)Exchangeability of VP, η = 0.*turn at t = 0\.33.*FAIL"):
+        testing.exchangeability(VP, RING, score=MUTANTS["minus"], eta=0.0, **options)
+
+
+def test_every_check_is_an_assertion_too():
+    checks = [name for name in sd.verify.__all__ if inspect.isfunction(vars(sd.verify)[name])]
+    reports = {n for n in checks if issubclass(get_type_hints(vars(sd.verify)[n])["return"], sd.verify.Report)}
+    assert len(reports) == 8 and reports <= set(testing.__all__)
+    for name in reports:
+        assert inspect.unwrap(getattr(testing, name)) is vars(sd.verify)[name]
+        assert getattr(testing, name) is not vars(sd.verify)[name]
 
 
 def test_what_exchangeability_refuses():

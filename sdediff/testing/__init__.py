@@ -8,15 +8,27 @@ Each takes what its namesake in :mod:`sdediff.verify` takes, and returns the rep
 """
 
 from . import mutants
-from .asserting import check_score, check_sde, check_solver, duality, fokker_planck, langevin_identity, passes
+from .asserting import (
+    check_score,
+    check_sde,
+    check_solver,
+    duality,
+    exchangeability,
+    fokker_planck,
+    langevin_identity,
+    passes,
+    stationary,
+)
 
 __all__ = [
     "check_score",
     "check_sde",
     "check_solver",
     "duality",
+    "exchangeability",
     "fokker_planck",
     "langevin_identity",
     "mutants",
     "passes",
+    "stationary",
 ]

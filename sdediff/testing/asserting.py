@@ -37,6 +37,8 @@ def _asserting(check: Callable[P, R]) -> Callable[P, R]:
 check_sde = _asserting(verify.check_sde)
 langevin_identity = _asserting(verify.langevin_identity)
 duality = _asserting(verify.duality)
+exchangeability = _asserting(verify.exchangeability)
 fokker_planck = _asserting(verify.fokker_planck)
+stationary = _asserting(verify.stationary)
 check_score = _asserting(verify.check_score)
 check_solver = _asserting(verify.check_solver)
