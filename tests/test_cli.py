@@ -19,7 +19,8 @@ from sdediff import verify as real_verify
 from sdediff.cli import main
 from sdediff.cli import train as train_command
 from sdediff.cli import verify as verify_command
-from sdediff.cli.names import DENSITY, PREDICTION, PROCESS, SOLVER, WEIGHTING, Kind
+from sdediff.cli.load import load_process
+from sdediff.cli.names import DENSITY, PREDICTION, PROCESS, SOLVER, VERIFIED, WEIGHTING, Kind
 from sdediff.compare import compare
 from sdediff.suited import process_for
 
@@ -52,7 +53,7 @@ def test_a_score_is_described_before_its_network_exists() -> None:
         PREDICTION.deferred("Preconditioned", "sde", "net")
 
 
-@pytest.mark.parametrize("kind", [DENSITY, PROCESS, SOLVER, WEIGHTING], ids=lambda kind: kind.noun)
+@pytest.mark.parametrize("kind", [DENSITY, PROCESS, VERIFIED, SOLVER, WEIGHTING], ids=lambda kind: kind.noun)
 def test_every_name_that_is_listed_is_of_its_kind(kind: Kind) -> None:
     built = 0
     for name in kind.constructors():
@@ -224,6 +225,27 @@ def test_verify_passes(capsys: pytest.CaptureFixture[str]) -> None:
     # By default the identity is checked where signal and noise are equal.
     t = float(json.loads(Path("out/langevin_identity.json").read_text())["title"].split("t = ")[1])
     assert float(sd.VP().log_snr(t)) == pytest.approx(0, abs=1e-4)
+
+
+def test_verify_takes_coupled_processes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    blurring = VERIFIED.parse("Blurring((3, 4), width=2.5, base=VE(sigma_max=7))")
+    assert isinstance(blurring, sd.Blurring) and blurring.event_shape == (3, 4) and blurring.base.sigma_max == 7
+    monkeypatch.setattr(verify_command.verify, "duality", partial(real_verify.duality, steps=40, times=[0.5]))
+    assert main(["verify", "-p", "CLD(mass=0.3)", "--n", "1000", "--out", "out"]) == 0
+    assert "PASS: ring under CLD(mass=0.3)" in capsys.readouterr().out
+    assert "CLD" in json.loads(Path("out/langevin_identity.json").read_text())["title"]
+
+
+def test_processes_that_a_command_does_not_take_are_told_where_to_go(capsys: pytest.CaptureFixture[str]) -> None:
+    for line, said in (
+        (["compare", "-p", "CLD"], "are for sdediff verify"),
+        (["verify", "-p", "CorrelatedOU"], "'sdediff:CorrelatedOU([[1.0, 0.0], [0.5, 1.0]])'"),
+        (["verify", "-p", "Blurring"], "missing a required argument: 'event_shape'"),
+    ):
+        assert main(line) == 2
+        assert said in capsys.readouterr().err
+    target = "sdediff:CorrelatedOU([[1.0, 0.0], [0.5, 1.0]])"
+    assert load_process(target).matrix.tolist() == [[1.0, 0.0], [0.5, 1.0]]
 
 
 def test_verify_says_fail_by_its_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -521,8 +543,9 @@ def test_help_is_worth_reading(command: str, capsys: pytest.CaptureFixture[str])
     examples = [line for line in text.splitlines() if line.startswith(f"    sdediff {command}")]
     assert len(examples) >= 2
     assert all(option in text for option in ("--seed", "--out"))
-    if command in ("verify", "compare", "train"):
-        assert "processes: CosineVP, EDM, OU, RectifiedFlow, SubVP, VE, VP." in text
+    first = {"verify": "Blurring, CLD, ", "compare": "", "train": ""}.get(command)
+    if first is not None:
+        assert f"processes: {first}CosineVP, EDM, OU, RectifiedFlow, SubVP, VE, VP." in text
 
 
 def test_the_examples_of_the_help_are_understood(

@@ -20,7 +20,7 @@ from .. import __version__
 from ..errors import SolveError
 from ..training import TrainingError
 from . import compare, demo, sample, train, verify
-from .names import DENSITY, NETWORK, PREDICTION, PROCESS, SOLVER, TIMES, WEIGHTING
+from .names import DENSITY, NETWORK, PREDICTION, PROCESS, SOLVER, TIMES, VERIFIED, WEIGHTING
 from .options import known
 
 app = typer.Typer(
@@ -66,7 +66,7 @@ def root(
 
 
 app.command("demo")(demo.command)
-app.command("verify", epilog=known(DENSITY, PROCESS))(verify.command)
+app.command("verify", epilog=known(DENSITY, VERIFIED))(verify.command)
 app.command("compare", epilog=known(DENSITY, PROCESS, SOLVER))(compare.command)
 app.command("train", epilog=known(PROCESS, PREDICTION, WEIGHTING, TIMES, NETWORK))(train.command)
 app.command("sample", epilog=known(SOLVER))(sample.command)

@@ -20,12 +20,13 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from .. import densities, grids, networks, predictions, processes, solvers
+from .. import coupled, densities, grids, networks, predictions, processes, solvers
 from ..densities import Density
 from ..grids import Grid
 from ..linear import LinearSDE
 from ..networks import Network
 from ..predictions import NetworkScore
+from ..sde import Linear
 from ..solvers import Method
 from ..training import Times, weightings
 from ..training import times as laws
@@ -44,18 +45,20 @@ class Kind(Generic[T]):
     Args:
         noun: what messages call it.
         base: its class.
-        module: where its public constructors are found.
+        modules: where its public constructors are found.
+        elsewhere: what else there is, for the message about a name that is not among them.
     """
 
     noun: str
     base: type[T]
-    module: ModuleType
+    modules: tuple[ModuleType, ...]
+    elsewhere: str = ""
 
     def constructors(self) -> dict[str, Constructor]:
         """The public constructors of this kind by their own names, in alphabetical order."""
         return {
             name: made
-            for name, made in _public(self.module).items()
+            for name, made in _public(*self.modules).items()
             if made is not self.base and issubclass(_product(made), self.base)
         }
 
@@ -84,7 +87,7 @@ class Kind(Generic[T]):
         """
         call = _call(_parsed(text, self.noun), text, self.noun)
         self._check(_name(call))
-        value = _build(call, text, _public(self.module))
+        value = _build(call, text, _public(*self.modules))
         assert isinstance(value, self.base)
         return value
 
@@ -98,32 +101,50 @@ class Kind(Generic[T]):
         """
         call = _call(_parsed(text, self.noun), text, self.noun)
         self._check(_name(call))
-        constructor, positional, named = _arguments(call, text, _public(self.module))
+        constructor, positional, named = _arguments(call, text, _public(*self.modules))
         _bind(_name(call), constructor, [*first, *positional], named)
         return lambda *given, **more: constructor(*given, *positional, **named, **more)
 
     def _check(self, name: str) -> None:
         known = self.constructors()
         if name not in known:
-            raise ValueError(f"{name!r} is no {self.noun} of this package. {_nearest(name, known)}Known: {self.known}.")
+            where = "that this command knows" if self.elsewhere else "of this package"
+            near = _nearest(name, known)
+            raise ValueError(f"{name!r} is no {self.noun} {where}. {near}Known: {self.known}.{self.elsewhere}")
 
 
-DENSITY = Kind("density", Density, densities)  # type: ignore[type-abstract]
-PROCESS = Kind("process", LinearSDE, processes)
-SOLVER = Kind("solver", Method, solvers)
-GRID = Kind("grid", Grid, grids)  # type: ignore[type-abstract]
-PREDICTION = Kind("prediction", NetworkScore, predictions)
-WEIGHTING: Kind[Any] = Kind("weighting", object, weightings)
-TIMES = Kind("law of times", Times, laws)  # type: ignore[type-abstract]
-NETWORK = Kind("network", Network, networks)
+DENSITY = Kind("density", Density, (densities,))  # type: ignore[type-abstract]
+PROCESS = Kind(
+    "process",
+    LinearSDE,
+    (processes,),
+    " Those with matrices for coefficients, such as CLD, are for sdediff verify and for Python.",
+)
+VERIFIED = Kind(
+    "process",
+    Linear,  # type: ignore[type-abstract]
+    (processes, coupled),
+    " Any other is named by its place: sdediff verify my_sde.py:MySDE, or 'sdediff:CorrelatedOU([[1.0, 0.0], [0.5, 1.0]])'.",
+)
+SOLVER = Kind("solver", Method, (solvers,))
+GRID = Kind("grid", Grid, (grids,))  # type: ignore[type-abstract]
+PREDICTION = Kind("prediction", NetworkScore, (predictions,))
+WEIGHTING: Kind[Any] = Kind("weighting", object, (weightings,))
+TIMES = Kind("law of times", Times, (laws,))  # type: ignore[type-abstract]
+NETWORK = Kind("network", Network, (networks,))
 
 
 @cache
-def _public(module: ModuleType) -> dict[str, Constructor]:
-    """The classes and functions that a module offers and whose required arguments can be typed."""
+def _public(*modules: ModuleType) -> dict[str, Constructor]:
+    """The classes and functions that modules offer and whose required arguments can be typed, in alphabetical order."""
+    found = {name: value for module in modules for name, value in _offered(module).items()}
+    return {name: found[name] for name in sorted(found, key=str.casefold)}
+
+
+def _offered(module: ModuleType) -> dict[str, Constructor]:
     own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     names = getattr(module, "__all__", [name for name in own if not name.startswith("_")])
-    found = {name: getattr(module, name) for name in sorted(names, key=str.casefold)}
+    found = {name: getattr(module, name) for name in names}
     return {name: value for name, value in found.items() if _product(value) is not object and _typable(value)}
 
 

@@ -13,7 +13,7 @@ from ..verify import Report
 from ..verify.page import page
 from .files import folder, output_file, write_text
 from .load import load_process
-from .names import DENSITY, PROCESS
+from .names import DENSITY, VERIFIED
 from .options import OutFolder, Seed, whole_numbers
 from .waiting import waiting
 
@@ -98,6 +98,7 @@ def command(
       sdediff verify
       sdediff verify my_sde.py:MySDE --budget 20 --html report.html
       sdediff verify -d "ring(modes=5)" -p VE --t 0.5
+      sdediff verify -p CLD --n 2000
       sdediff verify -d moons -p CosineVP --n 50000 --out results/moons
     """
     if n is not None and budget is not None:
@@ -131,7 +132,7 @@ def command(
 def _of_the_package(
     density: str, process: str, t: float | None, n: int | None, budget: float | None, level: float, seed: int
 ) -> dict[str, Callable[[], Report]]:
-    law, sde = DENSITY.parse(density), PROCESS.parse(process)
+    law, sde = DENSITY.parse(density), VERIFIED.parse(process)
     at = float(sde.time_of(0.0)) if t is None else t
     count = 10_000 if n is None else n
     each = None if budget is None else 0.5 * budget
