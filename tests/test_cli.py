@@ -391,6 +391,7 @@ def _bad_files() -> None:
     np.save("objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     np.save("long.npy", np.zeros(31, dtype=int))
     np.save("negative.npy", np.full(30, -1))
+    np.save("sparse.npy", np.full(30, 30))
     np.save("fraction.npy", np.full(30, 0.5))
     whole = Path("good.npy").read_bytes()
     Path("cut.npy").write_bytes(whole[: len(whole) // 2])
@@ -454,6 +455,7 @@ WRONG = [
     (f"{_TRAIN} --data good.npy --labels long.npy", "(31,)"),
     (f"{_TRAIN} --data good.npy --labels negative.npy", "class numbers"),
     (f"{_TRAIN} --data good.npy --labels fraction.npy", "class numbers"),
+    (f"{_TRAIN} --data good.npy --labels sparse.npy", "numpy.unique(labels, return_inverse=True)"),
     (f"{_TRAIN} --data good.npy --prediction Noise", "NoisePrediction"),
     (f"{_TRAIN} --data good.npy --prediction Preconditioned(sigma_data=-1)", "sigma_data"),
     (f"{_TRAIN} --data good.npy --prediction NoisePrediction(net=3)", "NoisePrediction"),

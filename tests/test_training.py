@@ -10,6 +10,7 @@ import json
 import math
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -582,6 +583,24 @@ def test_labels_are_all_looked_at_before_the_first_step(labels, message, tmp_pat
     with pytest.raises(ValueError, match=message):
         tr.Trainer(score, RING.sample(2000, seed=0), tr.Plan(), cond=labels, folder=tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_classes_that_never_occur_are_named():
+    """Labels 5, 15, 25 are 26 classes to a network; "no class" is none of them, and need not occur."""
+    data, seen = RING.sample(60, seed=0), torch.tensor([5, 15, 25]).repeat(20)
+    score = sd.NoisePrediction(sd.VP(), network(classes=26))
+    with pytest.warns(
+        UserWarning, match=r"23 of the network's 26 classes never occur in cond \(0, 1, 2, 3, 4, 6, .*\.\.\."
+    ) as all_:
+        tr.Trainer(score, data, cond=seen)
+    assert [w.filename for w in all_] == [__file__]
+    dense = seen.unique(return_inverse=True)[1]
+    with pytest.warns(UserWarning, match=r"1 of the network's 3 classes never occur in cond \(1\)"):
+        tr.Trainer(sd.NoisePrediction(sd.VP(), network(classes=3)), data, cond=torch.where(dense == 1, 3, dense).int())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tr.Trainer(sd.NoisePrediction(sd.VP(), network(classes=3)), data, cond=dense)
+        tr.Trainer(sd.NoisePrediction(sd.VP(), network(classes=3)), data)
 
 
 def test_data_of_another_shape_are_told_before_the_first_step():

@@ -57,13 +57,18 @@ def read_labels(path: Path, n: int) -> Tensor:
     """Class labels 0 ... K - 1 of n samples, (n,).
 
     Raises:
-        ValueError: as :func:`read_array`; or another shape, negative labels, or labels that are no whole numbers.
+        ValueError: as :func:`read_array`; or another shape, or labels that are negative, no whole numbers, or as large as n.
     """
     labels = read_array(path)
     if tuple(labels.shape) != (n,):
         raise ValueError(f"{path} has shape {tuple(labels.shape)}; {n} samples need labels of shape ({n},).")
     if labels.dtype.is_floating_point or labels.dtype == torch.bool or int(labels.min()) < 0:
         raise ValueError(f"{path} must hold class numbers 0, 1, ... as integers: numpy.save(..., labels.astype(int)).")
+    if int(labels.max()) >= n:
+        raise ValueError(
+            f"{path} holds the label {int(labels.max())}, so that there were more classes than the {n} samples: number those "
+            "that occur 0, 1, ... by numpy.unique(labels, return_inverse=True)[1]."
+        )
     return labels.long()
 
 

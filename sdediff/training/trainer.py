@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -419,9 +420,23 @@ def _check_fits(loss: Loss, data: Tensor, cond: Tensor | None) -> None:
         return
     net, shape = getattr(loss.score, "net", None), loss.score.event_shape
     if isinstance(net, Network):
-        net.check(data, None if cond is None else cond.cpu())
+        labels = net.check(data, None if cond is None else cond.cpu())
+        if cond is not None and labels is not None:
+            _warn_of_absent(labels, int(net.null))  # type: ignore[arg-type]
     if shape is not None and tuple(data.shape[1:]) != tuple(shape):
         raise ValueError(f"data have shape {tuple(data.shape)}; this score was made for (N, *{tuple(shape)}).")
+
+
+def _warn_of_absent(labels: Tensor, classes: int) -> None:
+    """Warn of classes that no sample has: labels 5, 15 and 25 were meant as three classes, and make a network of 26."""
+    absent = torch.nonzero(torch.bincount(labels, minlength=classes)[:classes] == 0).flatten().tolist()
+    if absent:
+        shown = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
+        warnings.warn(
+            f"{len(absent)} of the network's {classes} classes never occur in cond ({shown}): nothing is learned for them. "
+            "labels.unique(return_inverse=True)[1] numbers those that do 0, 1, 2, ...",
+            stacklevel=4,
+        )
 
 
 def _exact(values: list[float]) -> Tensor:
