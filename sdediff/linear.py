@@ -36,7 +36,7 @@ from .sde import (
     Reverse,
     ScoreLike,
     Semilinear,
-    evaluate,
+    finite_at,
 )
 
 _PAIRS = (("log_alpha", "drift_coefficient"), ("variance", "diffusion_coefficient"))
@@ -257,11 +257,11 @@ class LinearReverse(_LinearReversal, Reverse):
 
     def noise_at(self, t: Tensor) -> Tensor:
         """eta(t) g(t)."""
-        return evaluate(self.stochasticity, t) * self.sde.diffusion_coefficient(t)
+        return finite_at(self.stochasticity, t, "stochasticity") * self.sde.diffusion_coefficient(t)
 
     def eta(self, t: Time) -> Tensor:
         """The stochasticity at t."""
-        return torch.as_tensor(evaluate(self.stochasticity, t), dtype=torch.float64)
+        return torch.as_tensor(finite_at(self.stochasticity, t, "stochasticity"), dtype=torch.float64)
 
 
 class LinearFreeNoiseReverse(_LinearReversal, FreeNoiseReverse):
@@ -272,7 +272,7 @@ class LinearFreeNoiseReverse(_LinearReversal, FreeNoiseReverse):
 
     def noise_at(self, t: Tensor) -> Tensor:
         """w(t)."""
-        return torch.as_tensor(evaluate(self.noise_coefficient, t), dtype=t.dtype)
+        return torch.as_tensor(finite_at(self.noise_coefficient, t, "diffusion"), dtype=t.dtype)
 
 
 class LinearFlow(_LinearReversal, ProbabilityFlow):

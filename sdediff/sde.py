@@ -269,12 +269,12 @@ class Reverse(Reversal):
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift of the reversal."""
-        eta = evaluate(self.stochasticity, t)
+        eta = finite_at(self.stochasticity, t, "stochasticity")
         return self.sde.drift(x, t) - (0.5 * (1 + eta * eta)) * self._spread(x, t)
 
     def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         r"""The noise :math:`\eta G`."""
-        return evaluate(self.stochasticity, t) * self.sde.diffusion(x, t)
+        return finite_at(self.stochasticity, t, "stochasticity") * self.sde.diffusion(x, t)
 
     def reverse(
         self, score: ScoreLike | None = None, stochasticity: Coefficient = 1.0, *, diffusion: Coefficient | None = None
@@ -298,13 +298,13 @@ class FreeNoiseReverse(Reversal):
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift of the reversal."""
         score, forward = self.score(x, t), self.sde
-        w = evaluate(self.noise_coefficient, t)
+        w = finite_at(self.noise_coefficient, t, "diffusion")
         flow = forward.diffusion(x, t).gram(score) + forward.gram_divergence(x, t)
         return forward.drift(x, t) - (0.5 if forward.direction >= 0 else -0.5) * (flow + (w * w) * score)
 
     def g(self, x: Tensor, t: Tensor) -> float | Tensor | Diffusion:
         """The noise w(t)."""
-        return Diagonal(evaluate(self.noise_coefficient, t))
+        return Diagonal(finite_at(self.noise_coefficient, t, "diffusion"))
 
 
 class ProbabilityFlow(Reversal, ODE):
@@ -422,6 +422,25 @@ def check_coefficient(c: Coefficient, name: str) -> Coefficient:
 def evaluate(c: Coefficient, t: Time) -> Any:
     """The value of a number or function of t at ``t``."""
     return c(float64(t) if not isinstance(t, Tensor) else t) if callable(c) else c
+
+
+def finite_at(c: Coefficient, t: Time, name: str) -> Any:
+    """:func:`evaluate`, if what a function of t gives is finite; on the host only, a device is not read back.
+
+    Raises:
+        ValueError: it gives NaN or infinity; the message says when.
+    """
+    value = evaluate(c, t)
+    if callable(c):
+        seen = torch.as_tensor(value).detach()
+        if seen.device.type == "cpu" and not bool(torch.isfinite(seen).all()):
+            seen, times = torch.broadcast_tensors(seen, torch.as_tensor(t).detach())
+            k = int((~torch.isfinite(seen)).reshape(-1).nonzero()[0])
+            raise ValueError(
+                f"{name} is {float(seen.reshape(-1)[k])} at t = {float(times.reshape(-1)[k]):g}: it must be a finite number at "
+                "every time of the solve."
+            )
+    return value
 
 
 def _is_zero(c: Coefficient) -> bool:

@@ -421,6 +421,40 @@ def test_infinite_coefficients():
     assert torch.isfinite(sd.solve(back, X, solver=EULER, t0=0.999, steps=5).x).all()
 
 
+ANY = (EULER, sd.StochasticHeun(), sd.AdaptiveHeun())
+
+
+@pytest.mark.parametrize(
+    ("sde", "solver"),
+    [
+        *((custom(), solver) for solver in ANY),
+        *((VP, solver) for solver in (*ANY, sd.DDIM())),
+        *((sd.CorrelatedOU(torch.eye(2), t_max=1.0), solver) for solver in (*ANY, sd.CoupledMultistep())),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_stochasticity_that_is_no_number_is_named(sde, solver):
+    """And not f, g or the score; one that is finite wherever it is asked for goes through."""
+    arguments = {"t0": 0.9, "t1": 0.1} | ({} if isinstance(solver, sd.AdaptiveHeun) else {"steps": 5})
+    for eta, said in (
+        (lambda t: (t - 0.5) ** 0.5, "nan at t = 0"),
+        (lambda t: 1 / (1 + 0 * t - 1), "inf at t = 0.[89]"),
+    ):
+        with raises(ValueError, f"^stochasticity is {said}.*: it must be a finite number at every time"):
+            sd.solve(sde.reverse(score, eta), X, solver=solver, **arguments)
+    assert torch.isfinite(sd.solve(sde.reverse(score, lambda t: 0.5 + t), X, solver=solver, **arguments).x).all()
+
+
+@pytest.mark.parametrize(
+    "sde", [custom(), VP, sd.CorrelatedOU(torch.eye(2), t_max=1.0)], ids=lambda v: type(v).__name__
+)
+def test_a_noise_coefficient_that_is_no_number_is_named(sde):
+    back = sde.reverse(score, diffusion=lambda t: math.nan)
+    for solver in ANY[:2]:
+        with raises(ValueError, "^diffusion is nan at t = 0.9: it must be a finite number at every time"):
+            sd.solve(back, X, solver=solver, t0=0.9, t1=0.1, steps=5)
+
+
 def test_unknown_arguments_are_refused():
     for call in (solve, sample):
         with raises(TypeError, "n_steps"):

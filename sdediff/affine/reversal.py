@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import Time, float64
-from ..sde import CoupledSemilinear, ProbabilityFlow, Reverse, evaluate
+from ..sde import CoupledSemilinear, ProbabilityFlow, Reverse, finite_at
 
 
 class CoupledReverse(CoupledSemilinear, Reverse):
@@ -21,7 +21,7 @@ class CoupledReverse(CoupledSemilinear, Reverse):
 
     def eta(self, t: Time) -> Tensor:
         """The stochasticity at t."""
-        return torch.as_tensor(evaluate(self.stochasticity, float64(t)), dtype=torch.float64)
+        return torch.as_tensor(finite_at(self.stochasticity, float64(t), "stochasticity"), dtype=torch.float64)
 
 
 class CoupledFlow(CoupledSemilinear, ProbabilityFlow):

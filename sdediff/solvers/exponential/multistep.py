@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...checks import check_count
 from ...noise import Stream
-from ...sde import SDE, Coefficient, Semilinear, check_coefficient, evaluate
+from ...sde import SDE, Coefficient, Semilinear, check_coefficient, finite_at
 from ..base import Advance, Orders, Remembering, Solver
 from ..onestep import check_coefficients
 from .guidance import too_high
@@ -143,15 +143,8 @@ def check_order(order: object, name: str = "order") -> int:
 def own_eta2(stochasticity: Coefficient, grid: Tensor) -> Tensor:
     """eta² of each step (N,) for a solver with a stochasticity of its own: constant within a step, that at its middle."""
     middle = 0.5 * (grid[1:] + grid[:-1])
-    eta = torch.as_tensor(evaluate(stochasticity, middle), dtype=grid.dtype).expand_as(middle)
-    bad = ~torch.isfinite(eta)
-    if bool(bad.any()):
-        k = int(bad.nonzero()[0])
-        raise ValueError(
-            f"stochasticity is {float(eta[k])} at t = {float(middle[k]):g}: it must be a finite number at every time of the "
-            "solve."
-        )
-    return eta**2
+    eta = torch.as_tensor(finite_at(stochasticity, middle, "stochasticity"), dtype=grid.dtype)
+    return eta.expand_as(middle) ** 2
 
 
 def _weights(
