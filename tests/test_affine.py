@@ -648,8 +648,13 @@ def test_errors_say_what_to_do():
         sd.CLD().perturb(x, 0.5, x[:, :1])
     with pytest.raises(ValueError, match=r"x has shape \(3, 2\); states of this process have shape \(B, 4"):
         sd.ExactScore(sd.CLD(), sd.densities.ring(3))(x, 0.5)
-    with pytest.raises(TypeError, match="needs the reversal of a linear SDE"):
-        sd.solve(sd.CLD().reverse(lambda x, t: -x), x, solver=sd.DDIM(), steps=3)
+    for solver in (sd.DDIM(), sd.UniPCSolver(), sd.DPMSolver2()):
+        for process in (sd.CLD().reverse(lambda x, t: -x), sd.CLD().probability_flow(lambda x, t: -x)):
+            with pytest.raises(
+                TypeError, match=r"needs the reversal of a linear SDE, got Coupled.*use CoupledMultistep for"
+            ):
+                sd.solve(process, x, solver=solver, steps=3)
+            assert torch.isfinite(sd.solve(process, x, solver=sd.CoupledMultistep(), steps=3).x).all()
 
     blur = sd.Blurring((2, 2))
     with pytest.raises(TypeError, match="wants the entries of the noise matrix"):

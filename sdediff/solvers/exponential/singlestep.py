@@ -41,7 +41,10 @@ class ExponentialSingleStep(Solver):
     """
 
     requires = Semilinear
-    instead = "use Heun, RK4 or Scipy for another ODE and EulerMaruyama for another SDE"
+    instead = (
+        "use CoupledMultistep for the reversal or flow of an AffineSDE, Heun, RK4 or Scipy for another ODE, and EulerMaruyama "
+        "for another SDE"
+    )
 
     def __init__(
         self,
