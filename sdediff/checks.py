@@ -210,9 +210,14 @@ def as_time(t: Time, x: Tensor, t_max: float = math.inf) -> Tensor:
 
 def within(t: Tensor, t_max: float) -> Tensor:
     """Times of any shape, if all lie in [0, t_max]; as for :func:`as_time`, but for rounding, and on the host only."""
-    if t.device.type != "cpu" or t.numel() == 0:
+    if not t.is_cpu or t.numel() == 0:
         return t
-    low, high = (float(end) for end in torch.aminmax(t.detach()))
+    if t.ndim == 0:
+        low = high = t.item()
+    else:
+        low, high = (end.item() for end in torch.aminmax(t.detach()))
+    if low >= 0 and high <= t_max < math.inf:  # as nearly always
+        return t
     return t if _inside(low, t_max) == low and _inside(high, t_max) == high else t.clamp(0, t_max)
 
 

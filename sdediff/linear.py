@@ -54,7 +54,8 @@ class LinearSDE(Linear):
     """A linear SDE with one scale; see the module for what a subclass gives.
 
     The four hooks are elementwise functions of a float64 tensor t. All other methods are for callers: they take t as
-    a number, () or (B, ...), compute in float64 and return float64 for a number, else at least float32.
+    a number, () or (B, ...), compute in float64 and return float64 for a number, else at least float32. A number
+    or a 0-d host tensor outside [0, t_max] raises ValueError; a batch of times is checked beside its states.
     """
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -97,13 +98,22 @@ class LinearSDE(Linear):
         as_time(t, check_state(x), self.t_max)
         return torch.zeros_like(x)
 
+    def _time(self, t: Time) -> Tensor:
+        """A caller's time in float64, in the domain if it is one time for all.
+
+        A batch of times is checked where it meets the states, in ``drift``, ``marginal`` and scores: to look at it again for
+        each schedule costs an adaptive solver a tenth of its time.
+        """
+        t64 = float64(t)
+        return within(t64, self.t_max) if t64.ndim == 0 else t64
+
     def alpha(self, t: Time) -> Tensor:
         r"""The scale :math:`\alpha(t)` of x_0 in x_t."""
-        return torch.exp(self.log_alpha(float64(t))).to(time_dtype(t))
+        return torch.exp(self.log_alpha(self._time(t))).to(time_dtype(t))
 
     def sigma(self, t: Time) -> Tensor:
         r"""The standard deviation :math:`\sigma(t)` of x_t given x_0."""
-        return torch.sqrt(self.variance(float64(t))).to(time_dtype(t))
+        return torch.sqrt(self.variance(self._time(t))).to(time_dtype(t))
 
     def log_snr(self, t: Time) -> Tensor:
         r"""The log signal-to-noise ratio :math:`2\ell(t) = \log(\alpha^2/\sigma^2)`."""
@@ -112,11 +122,11 @@ class LinearSDE(Linear):
 
     def alpha_rate(self, t: Time) -> Tensor:
         r""":math:`\alpha'(t)`, finite where :math:`\alpha` vanishes."""
-        return derivative(lambda u: self.alpha(u), float64(t)).to(time_dtype(t))
+        return derivative(lambda u: self.alpha(u), self._time(t)).to(time_dtype(t))
 
     def sigma_rate(self, t: Time) -> Tensor:
         r""":math:`\sigma'(t)`."""
-        return derivative(lambda u: self.sigma(u), float64(t)).to(time_dtype(t))
+        return derivative(lambda u: self.sigma(u), self._time(t)).to(time_dtype(t))
 
     @cached_property
     def _kernel(self) -> LinearKernel:

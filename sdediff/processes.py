@@ -149,7 +149,7 @@ class CosineVP(LinearSDE):
 
     def alpha(self, t: Time) -> Tensor:
         """The scale, written so that it is exactly 0 at t = 1."""
-        return (torch.sin(self._rate * (1 - float64(t))) / math.cos(self._phase)).to(time_dtype(t))
+        return (torch.sin(self._rate * (1 - self._time(t))) / math.cos(self._phase)).to(time_dtype(t))
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """log alpha."""
@@ -234,7 +234,7 @@ class EDM(LinearSDE):
 
     def sigma(self, t: Time) -> Tensor:
         """t."""
-        return float64(t).to(time_dtype(t))
+        return self._time(t).to(time_dtype(t))
 
     def time_of(self, log_snr: Time) -> Tensor:
         """The time with this log SNR, in closed form."""
@@ -265,7 +265,7 @@ class RectifiedFlow(LinearSDE):
 
     def alpha(self, t: Time) -> Tensor:
         """1 - t."""
-        return (1 - float64(t)).to(time_dtype(t))
+        return (1 - self._time(t)).to(time_dtype(t))
 
     def log_alpha(self, t: Tensor) -> Tensor:
         """log(1 - t)."""
@@ -273,7 +273,7 @@ class RectifiedFlow(LinearSDE):
 
     def sigma(self, t: Time) -> Tensor:
         """t."""
-        return float64(t).to(time_dtype(t))
+        return self._time(t).to(time_dtype(t))
 
     def variance(self, t: Tensor) -> Tensor:
         """t²."""

@@ -676,6 +676,17 @@ def test_errors_say_what_to_do():
         Ragged().drift(torch.zeros(1, 4), 0.5)
 
 
+@pytest.mark.parametrize("sde", [sd.CLD(), sd.Blurring((2, 2)), Pairs()], ids=lambda sde: type(sde).__name__)
+def test_times_outside_the_clock_are_refused(sde):
+    """The last panel of the quadrature, or the closed form, goes on beyond the clock."""
+    outside = (-1.0, 1.01 * sde.t_max, torch.tensor([0.1, -0.01]), torch.tensor(math.nan))
+    for t in outside:
+        for call in (sde.scales, sde.log_snr, lambda u: sde.transition(0.1, u), lambda u: sde.transition(u, 0.5)):
+            with pytest.raises(ValueError, match=r"is outside \[0, .*the domain of this process"):
+                call(t)
+    assert torch.equal(sde.scales(sde.t_max * (1 + 1e-7)).root, sde.scales(sde.t_max).root)
+
+
 def test_the_last_denoising_step_is_the_posterior_mean():
     cld = sd.CLD()
     score = sd.ExactScore(cld, sd.densities.ring(3).to(dtype=F64))

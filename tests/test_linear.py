@@ -493,6 +493,23 @@ def test_defaults():
     assert np.isclose(float(sd.VP().alpha(1.0)) ** 2, 4.3e-5, rtol=0.01)
 
 
+@pytest.mark.parametrize("name", PROCESSES)
+def test_scales_are_those_of_the_clock(name):
+    """alpha and sigma, written out or derived, at one time: refused outside of it, but for rounding, and right at its ends."""
+    sde, _ = PROCESSES[name]
+    for call in (sde.alpha, sde.sigma, sde.alpha_rate, sde.sigma_rate):
+        for t in (-1.0, 1.01 * sde.t_max, math.inf):
+            for form in (float, torch.tensor, lambda u: torch.tensor(u, dtype=torch.float64)):
+                with pytest.raises(ValueError, match=r"t = .* is outside \[0, "):
+                    call(form(t))
+        with pytest.raises(ValueError, match=r"outside \[0, |A time is NaN"):
+            call(math.nan)
+        for t, end in ((sde.t_max * (1 + 1e-7), sde.t_max), (-1e-9 * sde.t_max, 0.0)):
+            torch.testing.assert_close(call(t), call(end), rtol=0, atol=0, equal_nan=True)
+        batch = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64) * sde.t_max
+        torch.testing.assert_close(call(batch), torch.stack([call(t) for t in batch.tolist()]), equal_nan=True)
+
+
 def test_times_outside_the_clock_and_transitions_backward_are_refused():
     """Formulas go on beyond the clock and against it: they gave scales above 1 without variance."""
     for sde in (sd.VP(), sd.EDM(), sd.VE()):

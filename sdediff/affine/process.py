@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..blocks import act, dense, log_det
-from ..checks import Time, as_time, check_event, check_state, float64, time_dtype
+from ..checks import Time, as_time, check_event, check_state, float64, time_dtype, within
 from ..densities import Density, Mixture
 from ..diffusion import Dense, Diffusion
 from ..forms import Form
@@ -184,16 +184,16 @@ class AffineSDE(Linear):
         r"""The kernel from s to a later t: ``scale`` :math:`\Phi(t, s)`, ``shift`` and ``covariance``, over blocks.
 
         Raises:
-            ValueError: t is earlier than s (seen on the host only).
+            ValueError: a time lies outside the domain, or t before s (on the host: a device is not read back).
         """
-        s64, t64 = float64(s), float64(t)
+        s64, t64 = (within(float64(u), self.t_max) for u in (s, t))
         if s64.device.type == t64.device.type == "cpu" and bool((t64 < s64).any()):
             raise ValueError("A transition leads from s to a later t: exchange them.")
         return self._moments.between(s64, t64)
 
     def scales(self, t: Time) -> Scales:
-        """The law of x_t given the data, noise of the start included, for t of shape () or (B, ...)."""
-        t64 = float64(t)
+        """The law of x_t given the data, noise of the start included, for t of shape () or (B, ...), in the domain."""
+        t64 = within(float64(t), self.t_max)
         if t64.ndim > 0 or t64.device.type != "cpu" or t64.requires_grad:
             return self._scales(t64.reshape(-1) if t64.ndim else t64)
         key = t64.item()
@@ -240,7 +240,7 @@ class AffineSDE(Linear):
 
     def log_snr(self, t: Time) -> Tensor:
         r"""The log signal-to-noise ratio, the mean over coordinates: :math:`\frac1D\log(\det\Phi^2/\det C)`."""
-        t64 = float64(t)
+        t64 = within(float64(t), self.t_max)
         kernel = self._scales(t64.reshape(-1)).kernel
         ratio = 2 * log_det(kernel.scale) - log_det(kernel.covariance)
         return (ratio.mean(-1) / kernel.scale.shape[-1]).reshape(t64.shape).to(time_dtype(t))
