@@ -208,9 +208,13 @@ class Blurring(AffineSDE):
     def _turned(self, x: Tensor, bases: list[Tensor]) -> Tensor:
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(f"x has shape {tuple(x.shape)}; this process blurs states of shape {self.event_shape}.")
-        for axis, basis in enumerate(bases, 1 + self.channels):
-            x = torch.tensordot(x, basis.to(x.device, x.dtype), ([axis], [0])).movedim(-1, axis)
-        return x
+        shape, stride = x.shape, 1
+        for basis in reversed(bases):  # products alone: to move an axis to the end and back copies the state twice
+            matrix = basis.to(x.device, x.dtype)
+            x = x.reshape(-1, len(matrix), stride)
+            x = x.flatten(1) @ matrix if stride == 1 else matrix.mT @ x
+            stride *= len(matrix)
+        return x.reshape(shape)
 
     def blur(self, t: Tensor) -> Tensor:
         """tau(t)."""

@@ -112,11 +112,16 @@ class Coefficients:
 
 def coefficients(sde: SDE, event_shape: tuple[int, ...], t: float) -> Coefficients:
     """What an affine drift makes of unit vectors, and the diffusion of unit noise."""
+    x = torch.zeros(1, *event_shape, dtype=torch.float64)
+    return Coefficients(*drift_coefficients(sde, event_shape, t), gram(sde.diffusion(x, t), x)[0])
+
+
+def drift_coefficients(sde: SDE, event_shape: tuple[int, ...], t: float) -> tuple[Tensor, Tensor]:
+    """Rate (D, D) and push (D,) of an affine drift."""
     size = math.prod(event_shape)
     x = torch.cat([torch.zeros(1, size, dtype=torch.float64), torch.eye(size, dtype=torch.float64)])
-    x = x.reshape(-1, *event_shape)
-    moved = rows(sde.drift(x, t))
-    return Coefficients((moved[1:] - moved[0]).T, moved[0], gram(sde.diffusion(x[:1], t), x[:1])[0])
+    moved = rows(sde.drift(x.reshape(-1, *event_shape), t))
+    return (moved[1:] - moved[0]).T, moved[0]
 
 
 def kernel_rows(sde: SDE, kernel: Kernel, times: Sequence[float], x: Tensor) -> Iterable[Row]:

@@ -22,7 +22,7 @@ from ..solvers import Method, StochasticHeun
 from .chains import Chains, Draw, Trial, spread
 from .features import Features
 from .laws import Law
-from .moments import Kernel, coefficients
+from .moments import Kernel, drift_coefficients
 from .operator import rows
 from .statistics import Outcome, joint_test, quantile, two_sided
 
@@ -109,7 +109,7 @@ def backward_test(process: SDE, name: str, law: Law, nodes: Callable[[int], Tens
 def turning(sde: SDE, event_shape: tuple[int, ...], times: Tensor) -> Tensor:
     r"""By how much an affine drift turns and stretches states between neighbours of ``times``: :math:`\int\|A(t)\|dt`."""
     middles = (0.5 * (times[:-1] + times[1:])).tolist()
-    norms = [float(torch.linalg.matrix_norm(coefficients(sde, event_shape, t).rate, 2)) for t in middles]
+    norms = [float(torch.linalg.matrix_norm(drift_coefficients(sde, event_shape, t)[0], 2)) for t in middles]
     return torch.tensor(norms, dtype=torch.float64).nan_to_num() * times.diff().abs()
 
 
