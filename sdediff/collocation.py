@@ -12,6 +12,7 @@ Source: Hairer, Nørsett and Wanner 1993, https://doi.org/10.1007/978-3-540-7886
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,7 +23,11 @@ from torch import Tensor
 TOLERANCE = 1e-11
 """The relative change that halving the panels may still make."""
 
-_MOST = 1024  # panels
+_MOST = 1024
+"""Panels that are tried in any case."""
+FURTHEST = 16_384
+"""And as long as each halving gains much: rates that are large beside 1/t_max ask for that."""
+_GAIN = 8.0  # a jump gains a factor of 2, a kink 4
 
 Table = TypeVar("Table")
 
@@ -65,7 +70,11 @@ class Legendre:
 
 
 def refined(
-    tabulate: Callable[[int], Table], change: Callable[[Table, Table], float], t_max: float, cure: str
+    tabulate: Callable[[int], Table],
+    change: Callable[[Table, Table], float],
+    t_max: float,
+    cure: str,
+    furthest: int = FURTHEST,
 ) -> Table:
     """The first table that halving the panels leaves as it is.
 
@@ -74,21 +83,23 @@ def refined(
         change: the largest relative change at the ends they share, from (fine, coarse), where fine has twice the panels.
         t_max: the end of the interval.
         cure: what to do where there is none; completes the message.
+        furthest: panels beyond which memory does not go.
 
     Raises:
-        ValueError: 1,024 panels still change by more than ``TOLERANCE``.
+        ValueError: halving still changes the table by more than ``TOLERANCE``, at 1,024 panels and by nearly as much as
+            before, or at ``furthest``.
     """
-    panels, coarse = 16, tabulate(16)
-    while panels < _MOST:
-        panels *= 2
+    panels, coarse, before, error = 16, tabulate(16), math.inf, math.inf
+    while panels < _MOST or (2 * panels <= furthest and error < before / _GAIN):
+        panels, before = 2 * panels, error
         fine = tabulate(panels)
         error = change(fine, coarse)
         if error < TOLERANCE:
             return fine
         coarse = fine
     raise ValueError(
-        f"The kernel of this process could not be derived from its coefficients: with {_MOST:,} panels the relative error is "
-        f"{error:.1e}. A coefficient that jumps or becomes infinite in [0, {t_max:g}] does this{cure}."
+        f"The kernel of this process could not be derived from its coefficients: with {panels:,} panels the relative error is "
+        f"{error:.1e}. A coefficient that jumps, or is infinite or very large in [0, {t_max:g}] does this{cure}."
     )
 
 

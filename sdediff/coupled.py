@@ -236,10 +236,17 @@ class Blurring(AffineSDE):
 
     def moments(self, t: Tensor) -> Kernel:
         """The kernel from 0 in closed form."""
-        at = t.reshape(*t.shape, 1, 1, 1)
-        log_scale = self.base.log_alpha(at) - self.eigenvalues.to(t.device) * self.blur(at)
-        covariance = self.base.variance(at).expand(log_scale.shape)
-        return Kernel(torch.exp(log_scale), t.new_zeros(*t.shape, 1, 1), covariance)
+        return self.between(torch.zeros_like(t), t)
+
+    def between(self, s: Tensor, t: Tensor) -> Kernel:
+        """The kernel in closed form: frequencies may decay faster than any quadrature could follow."""
+        s, t = (u.reshape(*u.shape, 1, 1, 1) for u in torch.broadcast_tensors(s, t))
+        blurred = self.eigenvalues.to(t.device) * (self.blur(t) - self.blur(s))
+        log_scale = self.base.log_alpha(t) - self.base.log_alpha(s) - blurred
+        start = self.base.variance(s)
+        # sigma_t² - scale² sigma_s², without the difference of two numbers near 1
+        covariance = (self.base.variance(t) - start - torch.expm1(2 * log_scale) * start).clamp_min(0)
+        return Kernel(torch.exp(log_scale), t.new_zeros(*t.shape[:-3], 1, 1), covariance)
 
 
 def cosine_basis(n: int) -> Tensor:

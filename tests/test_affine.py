@@ -676,6 +676,25 @@ def test_errors_say_what_to_do():
         Ragged().drift(torch.zeros(1, 4), 0.5)
 
 
+@pytest.mark.parametrize("width", [1.5, 20.0, 40.0])
+@pytest.mark.parametrize("base", [sd.VP(), sd.VE(), sd.CosineVP()], ids=lambda base: type(base).__name__)
+def test_transitions_of_a_blur_are_those_of_its_coefficients(width, base):
+    """In closed form and by quadrature; the widest shrinks the finest detail to e^-12000, which takes thousands of panels.
+
+    The coefficients of the last are infinite at t = 1, so that it has its closed form alone: there kernels compose.
+    """
+    sde = sd.Blurring((3, 4), width, base=base)
+    s = torch.tensor([0.0, 0.0, 0.01, 0.1, 0.3, 0.3, 0.5, 0.9], dtype=F64)
+    t = torch.tensor([1e-3, 0.2, 0.02, 0.1, 0.5, 0.301, 1.0, 1.0], dtype=F64)
+    closed, middle = sde.transition(s, t), 0.5 * (s + t)
+    others = [sde.transition(s, middle).then(sde.transition(middle, t))]
+    if not base.reaches_pure_noise:
+        others.append(sd.AffineSDE.between(sde, s, t))
+    for other in others:
+        torch.testing.assert_close(other.scale, closed.scale, rtol=1e-10, atol=1e-300)
+        torch.testing.assert_close(other.covariance, closed.covariance, rtol=1e-10, atol=1e-15)
+
+
 @pytest.mark.parametrize("sde", [sd.CLD(), sd.Blurring((2, 2)), Pairs()], ids=lambda sde: type(sde).__name__)
 def test_times_outside_the_clock_are_refused(sde):
     """The last panel of the quadrature, or the closed form, goes on beyond the clock."""

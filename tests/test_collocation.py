@@ -62,6 +62,25 @@ def test_panels_are_halved_until_nothing_changes():
         refined(lambda panels: torch.tensor(math.nan), change, 1.0, "")
 
 
+def test_panels_are_halved_further_where_that_gains_much():
+    """An error of e^(-panels/100), as of large rates: squared each time."""
+    asked = []
+
+    def table(panels):
+        asked.append(panels)
+        return torch.tensor(1 + math.exp(-panels / 100), dtype=F64)
+
+    def change(fine, coarse):
+        return relative(fine, coarse, coarse)
+
+    assert float(refined(table, change, 1.0, "")) == pytest.approx(1, abs=1e-15)
+    assert asked[-3:] == [2048, 4096, 8192]
+    with pytest.raises(ValueError, match=r"with 4,096 panels the relative error is 1.3e-09"):
+        refined(table, change, 1.0, "", furthest=4096)
+    with pytest.raises(ValueError, match="with 1,024 panels the relative error is"):  # a kink gains a factor of 4
+        refined(lambda panels: torch.tensor(1 + panels**-2.0, dtype=F64), change, 1.0, "")
+
+
 def test_a_time_lies_in_one_panel():
     t = torch.tensor([0.0, 0.24, 0.26, 1.99, 2.0], dtype=F64)
     assert panel_of(t, 2.0, 8).tolist() == [0, 0, 1, 7, 7]

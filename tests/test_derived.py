@@ -457,3 +457,30 @@ def test_shapes_of_a_state_are_positive_whole_numbers(shape):
         sd.ExactScore(sd.VP(), 3)
     with pytest.raises(TypeError, match=r"noise must be a torch\.Tensor"):
         sd.CLD().perturb(torch.zeros(1, 4), 0.3, None)
+
+
+class Quick(sd.SDE):
+    """dx = -r (x - sin t) dt + dW, r a rate (d,) that is large beside 1/t_max."""
+
+    def __init__(self, *rates):
+        self.rates = torch.tensor(rates, dtype=torch.float64)
+
+    def f(self, x, t):
+        return -self.rates * (x - torch.sin(t))
+
+    def g(self, x, t):
+        return 1.0
+
+
+@pytest.mark.parametrize("rates", [(3e3, 3e3), (3e3, 10.0)])
+def test_kernels_of_large_rates(rates):
+    """Against the closed form: the mean is ∫ r e^(-r(t-u)) sin u du from x_0 = 0, the variance (1 - e^(-2rt))/2r."""
+    process, x = sd.as_linear(Quick(*rates), (2,)), torch.zeros(1, 2, dtype=torch.float64)
+    r = torch.tensor(rates, dtype=torch.float64)
+    for t in (1e-5, 1e-3, 0.1, 0.5, 1.0):
+        mean = r * (r * math.sin(t) - math.cos(t) + torch.exp(-r * t)) / (1 + r * r)
+        variance = -torch.expm1(-2 * r * t) / (2 * r)
+        law = process.marginal(x, t)
+        spread = law.from_noise(torch.ones_like(x)) - law.mean
+        torch.testing.assert_close(law.mean[0], mean, rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(spread[0].square(), variance, rtol=1e-10, atol=0)

@@ -28,6 +28,7 @@ from ..collocation import Legendre, panel_of, refined, relative
 _RULE = Legendre(10)
 _MOMENTS = _RULE.moments(3)
 _CHUNK = 2**22  # entries of matrices held at once
+_TABLES = 2**20  # panels times entries of A, up to which tables are refined without a second thought: some 200 MB
 
 Drift = Callable[[Tensor], Tensor]
 """A at times of any shape, (*t, m, k, k)."""
@@ -96,7 +97,9 @@ class Moments:
 
     def __init__(self, drift: Drift, inputs: Inputs, t_max: float):
         self.drift, self.inputs, self.t_max = drift, inputs, t_max
-        self.cumulative = refined(self._tabulate, _change, t_max, ": smooth it, or end the clock before it (t_max)")
+        entries = drift(torch.full((1,), 0.5 * t_max, dtype=torch.float64)).numel()
+        cure = ": smooth it, or end the clock before it (t_max)"
+        self.cumulative = refined(self._tabulate, _change, t_max, cure, _TABLES // entries)
 
     def from_start(self, t: Tensor) -> Kernel:
         """The kernels from 0 to t, float64 of any shape."""

@@ -189,7 +189,11 @@ class AffineSDE(Linear):
         s64, t64 = (within(float64(u), self.t_max) for u in (s, t))
         if s64.device.type == t64.device.type == "cpu" and bool((t64 < s64).any()):
             raise ValueError("A transition leads from s to a later t: exchange them.")
-        return self._moments.between(s64, t64)
+        return self.between(s64, t64)
+
+    def between(self, s: Tensor, t: Tensor) -> Kernel:
+        """The kernel from s to t >= s, float64 times of shapes that broadcast. A closed form may override it."""
+        return self._moments.between(s, t)
 
     def scales(self, t: Time) -> Scales:
         """The law of x_t given the data, noise of the start included, for t of shape () or (B, ...), in the domain."""
