@@ -652,6 +652,28 @@ def test_what_no_steps_settle_is_not_checked(monkeypatch):
     assert "forward by particles" in told and "reverse by particles: from t = 1 to" in told and "48 steps" in told
 
 
+class Runaway(sd.VP):
+    """Right, but for a reversal of its own making that leaves every bound."""
+
+    def _reverse(self, score, stochasticity):
+        return super()._reverse(lambda x, t: score(x, t) * (1 + 0.1 * x**4), stochasticity)
+
+
+def test_states_that_steps_alone_drive_to_infinity_are_no_fault(monkeypatch):
+    """A blur that shrinks its finest detail by e^-700 on the way is too fast for 96 steps, and gets a reason, not a FAIL.
+
+    Other rows are there; and a reversal that does run away fails at the same number of steps.
+    """
+    monkeypatch.setattr(chains, "MOST", 96)
+    found = sd.verify.check_sde(sd.Blurring((3,), width=40.0), n=1_000)
+    assert found.passed and [r.what.split(":")[0] for r in found.rows if r.p is not None] == ["flow"]
+    assert any(r.what == "transition: composes to the kernel" for r in found.rows)
+    assert any("reverse by particles" in reason and "96 steps" in reason for reason in found.unchecked)
+    away = sd.verify.check_sde(Runaway(), n=1_000)
+    (row,) = [row for row in away.rows if row.what == "particles"]
+    assert not row.passed and "NonFiniteError" in row.detail
+
+
 def test_a_budget_ends_the_search_for_steps():
     test = particles.forward_test(Turning(), moments.Kernel(sd.as_linear(Turning(), (2,)), (2,)), 0.5, *STARTS)
     with pytest.raises(chains.UnsettledError, match="budget"):

@@ -30,6 +30,9 @@ from .halving import solve_nested
 FEWEST, MOST = 24, 1024
 """Steps at a thousand particles: how many are tried first, and at most."""
 _PILOT = 1000
+_STABLE = (
+    4.0  # steps for each unit of turning, so that those of the coarsest of three levels are not unstable by themselves
+)
 _LEFT = 0.1
 """The most that may be left, as n times its square in standard deviations: what a shift of the mean adds to a chi-square."""
 
@@ -66,12 +69,14 @@ class Chains:
         solver: with fixed steps.
         nodes: (N + 1,) times for any N.
         steps: N at a thousand particles.
+        turned: the integral of the norm of the drift over the way; see :func:`~sdediff.verify.particles.turning`.
     """
 
     process: SDE
     solver: Method
     nodes: Callable[[int], Tensor]
     steps: int = FEWEST
+    turned: float = 0.0
 
     @property
     def order(self) -> float:
@@ -95,7 +100,7 @@ class Chains:
 
         Raises:
             UnsettledError: more than are affordable.
-            NonFiniteError: even those lead to infinity.
+            NonFiniteError: even those lead to infinity, and are not too long for the drift.
         """
         trial = draw(_PILOT, torch.Generator().manual_seed(seed))
         steps, took = self.steps, 0.0
@@ -108,7 +113,9 @@ class Chains:
             # as much finer as the order says, within reason: far from the limit it says little
             finer = min(max(left ** (0.5 / (self.order + 1)), 1.5), 4.0)
             if steps == MOST or finer * took > seconds:
-                raise failure or self._unsettled(steps, finer * took > seconds)
+                if failure is not None and steps > _STABLE * self.turned:
+                    raise failure
+                raise self._unsettled(steps, finer * took > seconds)
             steps = min(4 * math.ceil(0.25 * steps * finer), MOST)
 
     def _left(self, trial: Trial, steps: int, seed: int) -> tuple[float, NonFiniteError | None]:

@@ -20,7 +20,7 @@ from ..sde import ODE, SDE, Linear, derived
 from ..solvers import RK4, StochasticHeun
 from .attempt import attempt, told
 from .budget import FEWEST, affordable, check_options
-from .chains import UnsettledError, spread
+from .chains import Chains, UnsettledError, spread
 from .contract import Probe, contract
 from .identity import langevin_panel
 from .laws import Diffused, Fixed, Law, Started
@@ -339,11 +339,12 @@ class Case:
         end = self.kernel.time_of(0.0, self.horizon)
         tests = [forward_test(sde, self.kernel, end, self.data, self.begun)]
         if self.law.moves:
-            score, nodes = self.law.score, self._nodes()
-            tests.append(backward_test(sde.reverse(score), "reverse", self.law, nodes, StochasticHeun()))
+            score, (nodes, turned) = self.law.score, self._nodes()
             flow = sde.probability_flow(score)
             solver = RK4() if isinstance(flow, ODE) else StochasticHeun()  # a flow of one's own may be any SDE
-            tests.append(backward_test(flow, "flow", self.law, nodes, solver))
+            reverse = Chains(sde.reverse(score), StochasticHeun(), nodes, turned=turned)
+            tests.append(backward_test("reverse", self.law, reverse))
+            tests.append(backward_test("flow", self.law, Chains(flow, solver, nodes, turned=turned)))
         for test in tests:
             try:
                 panels.append(test.panel(seed, seconds))
@@ -351,8 +352,8 @@ class Case:
                 self.unchecked.append(f"{test.what.split(':')[0]} by particles: {error}")
         return panels
 
-    def _nodes(self) -> Callable[[int], Tensor]:
-        """Falling times, spread evenly in log(signal/noise) and in what the drift does to states."""
+    def _nodes(self) -> tuple[Callable[[int], Tensor], float]:
+        """Falling times, spread evenly in log(signal/noise) and in what the drift does to states; the whole of the latter."""
         assert self.kernel is not None
         first = self.kernel.time_of(_FIRST, self.horizon)
         # Where the clock ends before there is that much noise, as far from its end.
@@ -360,7 +361,8 @@ class Case:
         times = torch.logspace(math.log2(first), math.log2(last), _TABLE + 1, base=2.0, dtype=torch.float64)
         times[0], times[-1] = first, last
         ratio = torch.tensor([self.kernel.log_ratio(t) for t in times.tolist()], dtype=torch.float64)
-        return spread(times, ratio.diff().clamp_min(1e-9) + turning(self.sde, self.event_shape, times))
+        turns = turning(self.sde, self.event_shape, times)
+        return spread(times, ratio.diff().clamp_min(1e-9) + turns), float(turns.sum())
 
     def _calm(self, seed: int) -> float:
         """A time over which Euler-Maruyama is stable in 64 steps."""

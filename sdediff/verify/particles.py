@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..metrics import random_directions
 from ..sde import SDE
-from ..solvers import Method, StochasticHeun
+from ..solvers import StochasticHeun
 from .chains import Chains, Draw, Trial, spread
 from .features import Features
 from .laws import Law
@@ -88,12 +88,14 @@ def forward_test(
         return Trial(begun(x0, generator), lambda x: _waves((rows(x) - mean) @ whitened @ turn), expected)
 
     times = torch.linspace(0, t, _TABLE + 1, dtype=torch.float64)
-    nodes = spread(times, times.diff() / t + turning(sde, kernel.event_shape, times))
-    return ChainTest(f"forward: x_t given x_0 at t = {t:.3g}", Chains(sde, StochasticHeun(), nodes), draw)
+    turns = turning(sde, kernel.event_shape, times)
+    chains = Chains(sde, StochasticHeun(), spread(times, times.diff() / t + turns), turned=float(turns.sum()))
+    return ChainTest(f"forward: x_t given x_0 at t = {t:.3g}", chains, draw)
 
 
-def backward_test(process: SDE, name: str, law: Law, nodes: Callable[[int], Tensor], solver: Method) -> ChainTest:
+def backward_test(name: str, law: Law, chains: Chains) -> ChainTest:
     """Particles of a reversal from exact samples at the first node to the last: their law there must be the exact one."""
+    nodes = chains.nodes
     start, end = nodes(2)[[0, -1]].tolist()
 
     def draw(n: int, generator: torch.Generator) -> Trial:
@@ -103,7 +105,7 @@ def backward_test(process: SDE, name: str, law: Law, nodes: Callable[[int], Tens
         expected = features(fresh).reshape(n, 4, -1).mean(1)
         return Trial(law.sample(n, start, generator), features, expected)
 
-    return ChainTest(f"{name}: from t = {start:.3g} to {end:.3g}", Chains(process, solver, nodes), draw)
+    return ChainTest(f"{name}: from t = {start:.3g} to {end:.3g}", chains, draw)
 
 
 def turning(sde: SDE, event_shape: tuple[int, ...], times: Tensor) -> Tensor:
