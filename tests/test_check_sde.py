@@ -7,6 +7,7 @@ import math
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -672,6 +673,33 @@ def test_states_that_steps_alone_drive_to_infinity_are_no_fault(monkeypatch):
     away = sd.verify.check_sde(Runaway(), n=1_000)
     (row,) = [row for row in away.rows if row.what == "particles"]
     assert not row.passed and "NonFiniteError" in row.detail
+
+
+class Watching(sd.OU):
+    """Notes how many threads its kernels are given."""
+
+    seen: ClassVar[set[int]] = set()
+
+    def drift_coefficient(self, t):
+        self.seen.add(torch.get_num_threads())
+        return super().drift_coefficient(t)
+
+
+def test_small_kernels_get_one_thread(monkeypatch):
+    """A second one waits for whatever else the machine does; large batches, and who sets OMP_NUM_THREADS, keep theirs."""
+    before = torch.get_num_threads()
+    try:
+        for environment, small, threads in ((None, 2**17, {1}), (None, 1_000, {1, 2}), ("2", 2**17, {2})):
+            monkeypatch.setattr("sdediff.threads._SMALL", small)
+            monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+            if environment:
+                monkeypatch.setenv("OMP_NUM_THREADS", environment)
+            torch.set_num_threads(2)
+            Watching.seen.clear()
+            assert sd.verify.check_sde(Watching(), n=1_000).passed
+            assert Watching.seen == threads and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_budget_ends_the_search_for_steps():

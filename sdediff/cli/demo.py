@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..demo import FULL, QUICK, run
+from ..threads import one_thread
 from .files import folder
 from .options import OutFolder, Seed
-from .threads import one_thread
 
 
 def command(

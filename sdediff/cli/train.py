@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from .. import __version__, plot
 from ..data import Scales, Standardisation
+from ..threads import one_thread
 from ..training import DenoisingLoss, Fit, Plan, Recorder, TensorBoard, Trackio, Trainer, save_pretrained
 from ..workers import Workers
 from .config import Config
 from .files import folder, read_data, read_labels, write_text
 from .names import NETWORK, PREDICTION, PROCESS, TIMES, WEIGHTING
 from .options import Device, ProcessText, Seed, device
-from .threads import one_thread
 
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

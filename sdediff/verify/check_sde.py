@@ -18,6 +18,7 @@ from ..nonlinear import KernelSDE
 from ..nonlinear.laws import Independent
 from ..sde import ODE, SDE, Linear, derived
 from ..solvers import RK4, StochasticHeun
+from ..threads import one_thread, threads_for
 from .attempt import attempt, told
 from .budget import FEWEST, affordable, check_options
 from .chains import Chains, UnsettledError, spread
@@ -30,6 +31,7 @@ from .particles import Panel, backward_test, convergence_panel, forward_test, me
 from .report import Report, Row, fact_row, judge
 from .reversal import LARGEST, POINTS, Scene, divergence_rows, law_row, reversal_rows
 from .schedule import has_prior, schedule_rows
+from .statistics import Outcome
 
 _INTERIOR = 5
 _STARTS = 8  # points from which a process with a kernel of another kind starts
@@ -82,10 +84,11 @@ def check_sde(
     case = _case(sde, density, event_shape)
     check_options(seed, n=n, budget=budget, level=level, least=FEWEST)
     title = f"Check of {type(sde).__name__}"
-    rows = contract(case.probe, seed)
-    if len(rows) < 3:  # f and g cannot even be called
-        return Report(title, rows, (case.setting,), ("all the rest, which calls f and g.",))
-    rows += case.exact(seed)
+    with one_thread():  # a few states at a time
+        rows = contract(case.probe, seed)
+        if len(rows) < 3:  # f and g cannot even be called
+            return Report(title, rows, (case.setting,), ("all the rest, which calls f and g.",))
+        rows += case.exact(seed)
     spent = time.perf_counter() - started
     found, notes = _by_particles(case, max(budget - spent, 0.1 * budget), n, seed, level)
     return Report(title, rows + found, (case.setting, *case.end, *notes), tuple(case.unchecked))
@@ -430,10 +433,11 @@ def _by_particles(
     """The rows with a p-value, and how they came about."""
     started = time.perf_counter()
     try:
-        panels = case.panels(seed, math.inf if n else 0.5 * seconds)
+        with one_thread():  # a thousand particles
+            panels = case.panels(seed, math.inf if n else 0.5 * seconds)
         if not panels:
             return (), ()
-        panel, spent = merged(panels), time.perf_counter() - started
+        panel, spent = _threaded(merged(panels), case.size), time.perf_counter() - started
         count = n or affordable(lambda count: panel(count, seed + 1), max(seconds - spent, 0.1 * seconds))
         rows = judge(panel, count, seed, level)
     except Exception as error:
@@ -443,3 +447,13 @@ def _by_particles(
         f"{count:,} particles, {chosen}; level {level:g} for all tests by particles together, each effect under 'detects' "
         "seen with probability 0.99.",
     )
+
+
+def _threaded(panel: Panel, size: int) -> Panel:
+    """The panel, with as many threads as n particles of this size are worth."""
+
+    def threaded(n: int, seed: int) -> dict[str, Outcome]:
+        with threads_for(n * size):
+            return panel(n, seed)
+
+    return threaded

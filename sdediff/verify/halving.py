@@ -18,6 +18,7 @@ from ..noise import Noise, Stream
 from ..sde import SDE
 from ..solve import solve
 from ..solvers import Integrator, Method, Solver
+from ..threads import threads_for
 from .laws import Law
 from .operator import rows
 from .statistics import Outcome, ks_test, ks_two_sample, worst, z_test
@@ -53,7 +54,8 @@ def solve_nested(process: SDE, x: Tensor, solver: Method, nodes: Tensor, seed: i
     }
     options: dict[str, Any] = {"solver": solver, "t0": float(nodes[0]), "t1": float(nodes[-1])}
     spacing = [{"grid": v} if isinstance(solver, Solver) else {"steps": len(v) - 1} for v in grids]
-    return [solve(process, x, noise=_Path(seed, middles), **options, **each).x for each in spacing]
+    with threads_for(x.numel()):
+        return [solve(process, x, noise=_Path(seed, middles), **options, **each).x for each in spacing]
 
 
 def mean_test(fine: Tensor, coarse: Tensor, claimed: Tensor | float, scale: float, unit: str = "sd") -> Outcome:
