@@ -20,7 +20,7 @@ from sdediff.solvers.exponential import (
     in_power,
     in_time,
 )
-from sdediff.solvers.exponential.coupled import propagators
+from sdediff.solvers.exponential.propagators import propagators
 
 F64 = torch.float64
 RING = sd.densities.ring(8).to(dtype=F64)

@@ -195,6 +195,7 @@ JOINT = sd.ExactScore(CLD, RING)
 TAKEN_FOR = {  # what is solved by the solvers that take no reversed linear SDE
     "BAOAB": (UNDERDAMPED, torch.cat([X, X], 1), 0.0),
     "CoupledMultistep": (CLD.reverse(JOINT), JOINT.sample(4, 1.0, seed=0), 1.0),
+    "CoupledTrapezoid": (CLD.reverse(JOINT), JOINT.sample(4, 1.0, seed=0), 1.0),
     "ExactTransition": (VP, X, 0.0),
     "EDMHeun": (FLOW, X, 1.0),
     "Restart": (FLOW, X, 1.0),

@@ -21,6 +21,7 @@ from .presets import (
 )
 from .rules import Adams, Midpoint, Polynomial, Published3M, Rule, UniPC, in_log_snr, in_noise_level, in_power, in_time
 from .singlestep import ExponentialSingleStep
+from .trapezoid import CoupledTrapezoid
 
 __all__ = [
     "DDIM",
@@ -30,6 +31,7 @@ __all__ = [
     "SEEDS3",
     "Adams",
     "CoupledMultistep",
+    "CoupledTrapezoid",
     "DPMSolver1",
     "DPMSolver2",
     "DPMSolver3",
