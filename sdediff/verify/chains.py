@@ -30,9 +30,8 @@ from .halving import solve_nested
 FEWEST, MOST = 24, 1024
 """Steps at a thousand particles: how many are tried first, and at most."""
 _PILOT = 1000
-_STABLE = (
-    4.0  # steps for each unit of turning, so that those of the coarsest of three levels are not unstable by themselves
-)
+_STABLE = 4.0
+"""Steps for each unit of turning, so that those of the coarsest of three levels are not unstable by themselves."""
 _LEFT = 0.1
 """The most that may be left, as n times its square in standard deviations: what a shift of the mean adds to a chi-square."""
 

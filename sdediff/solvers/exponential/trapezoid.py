@@ -6,9 +6,9 @@ of one step into the next. The trapezoidal rule takes it linear in log(alpha/sig
 
 .. math:: x_s = \Psi x_t + T\,\hat x_0(x_t) + W\bigl(\hat x_0(x_s) - \hat x_0(x_t)\bigr) + R\,z ,
 
-with the matrices of :mod:`~sdediff.solvers.exponential.propagators`, and so answers the noise of its own step. A prediction
-:math:`\tilde x` in place of :math:`\hat x_0(x_s)` gives :math:`x_s'`; the score there, e = :math:`\hat x_0(x_s') - \tilde x`
-and one Newton step give
+with the matrices of :mod:`~sdediff.solvers.exponential.propagators` (and, where the process has an offset, x less it), and so
+answers the noise of its own step. A prediction :math:`\tilde x` in place of :math:`\hat x_0(x_s)` gives :math:`x_s'`; the
+score there, :math:`e = \hat x_0(x_s') - \tilde x` and one Newton step give
 
 .. math:: \hat x_0(x_s) = \tilde x + (I - JW)^{-1}e , \qquad x_s = x_s' + W\,(I - JW)^{-1}e ,
 
@@ -18,8 +18,8 @@ where the next step starts without another evaluation. J is that of data which a
 .. math:: J = (\lambda I + \Phi^\top C^{-1}\Phi)^{-1}\Phi^\top C^{-1} ,
 
 and two evaluations tell :math:`\lambda`: as :math:`\Phi^\top s = \mathrm E[\nabla\log p_0(x_0) \mid x]`, it is
-:math:`|\Delta\,\Phi^\top s| / |\Delta\hat x_0|`, for each sample its own, and no less than data as wide as they are
-have. On isotropic Gaussian data the rule is solved exactly.
+:math:`|\Delta\,\Phi^\top s| / |\Delta\hat x_0|`, for each sample its own, and at least that of data of standard deviation
+``data_std``. On isotropic Gaussian data the rule is solved exactly.
 
 Sources: Zhang et al. 2022, https://arxiv.org/abs/2206.05564, for the propagators; Barzilai and Borwein 1988,
 https://doi.org/10.1093/imanum/8.1.141, for secants of one number (this is the geometric mean of their two).
@@ -41,9 +41,8 @@ from ..base import Advance, Orders, Remembering, Solver
 from .propagators import like, steps_of
 from .rules import in_log_snr
 
-_AHEAD = (
-    0.4  # of the last change of the data prediction: what its guess adds. Tuned on the ring, at 10 to 20 evaluations
-)
+# Of the last change of the data prediction: what its guess adds. Tuned on the ring, at 10 to 20 evaluations.
+_AHEAD = 0.4
 
 
 class CoupledTrapezoid(Solver):
