@@ -296,6 +296,22 @@ def test_one_probe_is_kept_for_the_whole_solve_and_belongs_to_its_sample():
 # ---- the variational bound --------------------------------------------------------------------------------------
 
 
+def test_scalar_states_have_the_bound_of_states_with_one_coordinate():
+    """Shapes (B,) and (B, 1), the same draws; the values are right within four of their errors."""
+    sde, got = sd.VP(), []
+    for shape in ((), (1,)):
+        data = sd.densities.Mixture(
+            torch.tensor([-1.5, 1.5], dtype=F64).reshape(2, *shape), std=0.25, weights=[0.7, 0.3]
+        )
+        score = sd.ExactScore(sde, data)
+        x = torch.tensor([-2, -1.7, -1.5, -1.2, 1.2, 1.5, 1.9], dtype=F64).reshape(7, *shape)
+        got.append(sd.elbo(sde, score, x, terminal=score.law(sde.t_max), draws=64, seed=0))
+    assert got[0].value.shape == (7,)
+    assert torch.allclose(got[0].value, got[1].value, rtol=0, atol=1e-10)
+    error = got[0].value - score.log_prob(x, sde.t_min)
+    assert bool((error.abs() < 4 * got[0].standard_error).all()) and float(got[0].standard_error.max()) < 0.5
+
+
 @pytest.mark.parametrize("sde", FINITE, ids=name)
 def test_with_the_true_score_and_end_the_bound_is_the_log_density(sde):
     """The mean of 1,000 points is right within its error, below 0.012 nats, and so is every point, within four of its own."""

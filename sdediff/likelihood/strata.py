@@ -71,7 +71,7 @@ class Integrand(Protocol):
 def noise_pair(shape: torch.Size, source: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Noise (2, B, *event), wider than normal, one draw at right angles to the other, and the weights w (2, B)."""
     eps = torch.randn(2, *shape, generator=source, dtype=torch.float64)
-    a, b = eps.flatten(2)  # (B, D)
+    a, b = eps.reshape(2, len(eps[0]), -1)  # (B, D); a scalar state has no event axis
     d = a.shape[1]
     if d > 1:
         across = b - (a * b).sum(1, keepdim=True) / (a * a).sum(1, keepdim=True) * a
