@@ -153,11 +153,11 @@ class _Integrand:
         return strata.Draws(u, w, *(torch.stack(part) for part in zip(*seen, strict=True)))
 
     def scales(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """v / m² at the quantiles u (N,), and g² / (2v) over the density of the time."""
+        """v / m² at the quantiles u (N,), and g² / v over the density of the time: the slope of its logarithm in u."""
         t, density = self.proposal.draw(self.sde, self.t0, u)
         kernel, g = self.sde.transition(self.t0, t), self.sde.diffusion_coefficient(t)
         v = kernel.variance.clamp_min(_TINY)
-        return v / kernel.scale**2, 0.5 * g * g / v / density
+        return v / kernel.scale**2, g * g / v / density
 
     def _pair(self, u: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """At the quantiles u (B,), with noise ±eps: the integrand, the control q, rho and v / m², (B,)."""

@@ -1,9 +1,9 @@
 r"""The mean over u in (0, 1) and over noise of an integrand of which few draws decide, without bias and with an honest error.
 
-Eight draws (half, if they are few), evenly spread, are a *pilot*. It tells where the integrand varies: the others go there,
-into strata of equal share, two draws in each. As few draws miss what is rare, half of the share goes by another sign: where
-noise of variance :math:`\sigma^2(u)` is just enough to carry data over the scale S that some cell of the pilot has met, that
-is where :math:`r\,e^{-r/12}` is large, :math:`r = S^2/\sigma^2(u)`. A little is spread evenly.
+Eight strata (half of all, if they are few) of equal width, two draws in each, are a *pilot*. It tells where the integrand
+varies: the others go there, into strata of equal share, again two draws in each. As few draws miss what is rare, half of the
+share goes by another sign: where noise of variance :math:`\sigma^2(u)` is just enough to carry data over the scale S that some
+cell of the pilot has met, that is where :math:`r\,e^{-r/12}` is large, :math:`r = S^2/\sigma^2(u)`. A little is spread evenly.
 
 The noise is drawn wider than it is, at right angles within a stratum, and weighted:
 
@@ -82,7 +82,7 @@ def noise_pair(shape: torch.Size, source: torch.Generator | None) -> tuple[Tenso
 
 
 def mean(integrand: Integrand, batch: int, draws: int, source: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The mean of the integrand for each of the batch and the square of its standard error, (B,), from 2 ``draws`` pairs."""
+    """The mean of the integrand for each of the batch and the square of its error, (B,), from so many strata."""
     cells = max(1, min(_CELLS, draws // 2))
     pilot = _collect(integrand, _even(cells, batch, source))
     # S², (cells, B): rho = sigma² / (S² + sigma²), in the mean over a cell
