@@ -19,7 +19,7 @@ where the next step starts without another evaluation. J is that of data which a
 
 and two evaluations tell :math:`\lambda`: as :math:`\Phi^\top s = \mathrm E[\nabla\log p_0(x_0) \mid x]`, it is
 :math:`|\Delta\,\Phi^\top s| / |\Delta\hat x_0|`, for each sample its own, and at least that of data of standard deviation
-``data_std``. On isotropic Gaussian data the rule is solved exactly.
+``max_std``. On isotropic Gaussian data the rule is solved exactly.
 
 Sources: Zhang et al. 2022, https://arxiv.org/abs/2206.05564, for the propagators; Barzilai and Borwein 1988,
 https://doi.org/10.1093/imanum/8.1.141, for secants of one number (this is the geometric mean of their two).
@@ -53,8 +53,9 @@ class CoupledTrapezoid(Solver):
     higher order, is better.
 
     Args:
-        data_std: of a coordinate of the data. No local Gaussian is taken to be wider, which is what keeps the errors of a
-            learned score near t_max, where two predictions may differ by anything, from being carried on.
+        max_std: the widest local Gaussian, in units of the data: half as wide again as data of standard deviation 1, since
+            between modes the posterior is wide. It keeps the errors of a learned score near t_max, where two predictions
+            may differ by anything, from being carried on.
 
     Raises:
         ValueError: it is not positive.
@@ -64,15 +65,15 @@ class CoupledTrapezoid(Solver):
     instead = "use SASolver for the reversal of a LinearSDE, EulerMaruyama for any SDE"
     orders = Orders(weak=2.0, ode=2.0)
 
-    def __init__(self, data_std: float = 1.0):
-        self.data_std = check_positive(data_std, "data_std")
+    def __init__(self, max_std: float = 1.5):
+        self.max_std = check_positive(max_std, "max_std")
 
     def prepare(self, process: SDE, grid: Tensor, noise: Stream) -> Advance:
         """All matrices of the grid at once; a step then is the prediction, a secant and a few products."""
         assert isinstance(process, CoupledSemilinear)
         sde, steps = process.sde, steps_of(process, grid)
         ends = [steps.weights(in_log_snr, sde, k, range(k + 1, k - 1, -1))[0] for k in range(len(grid) - 1)]
-        newton = _Newton(sde, grid, torch.stack(ends), self.data_std)
+        newton = _Newton(sde, grid, torch.stack(ends), self.max_std)
         spread = steps.spread()
         predict = process.score.along(grid[:-1], Score.data)
         nodes = grid.tolist()
@@ -103,11 +104,11 @@ class _Newton:
     Args:
         sde, grid: the process and the nodes.
         ends: W of each step, (N, m, k, k).
-        data_std: the largest standard deviation of a local Gaussian.
+        max_std: of a local Gaussian.
     """
 
-    def __init__(self, sde: Any, grid: Tensor, ends: Tensor, data_std: float):
-        self.least = data_std**-2
+    def __init__(self, sde: Any, grid: Tensor, ends: Tensor, max_std: float):
+        self.least = max_std**-2
         kernel = sde.scales(grid[:-1]).kernel
         basis = _range(sde.data_covariance())
         self.basis, self.scale, self.shift = basis, kernel.scale, kernel.shift
