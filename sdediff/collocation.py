@@ -25,7 +25,7 @@ TOLERANCE = 1e-11
 
 _MOST = 1024
 """Panels that are tried in any case."""
-FURTHEST = 16_384
+_FURTHEST = 16_384
 """And as long as each halving gains much: rates that are large beside 1/t_max ask for that."""
 _GAIN = 8.0  # a jump gains a factor of 2, a kink 4
 
@@ -74,7 +74,7 @@ def refined(
     change: Callable[[Table, Table], float],
     t_max: float,
     cure: str,
-    furthest: int = FURTHEST,
+    furthest: int = _FURTHEST,
 ) -> Table:
     """The first table that halving the panels leaves as it is.
 
