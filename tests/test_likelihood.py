@@ -682,6 +682,22 @@ def test_wrong_arguments_are_named():
         sd.elbo(sd.CLD(), score, x)
 
 
+def test_a_score_that_is_no_number_gives_no_quiet_bound():
+    """At one sample, or only near the data, where few draws come."""
+    sde, x = sd.VP(), normal(3, 2)
+    score = sd.ExactScore(sde, RING)
+    for value in (math.nan, math.inf):
+        with pytest.raises(sd.NonFiniteError, match=r"NaN or infinite for 1 of 3 samples \(first: \[2\]\)") as caught:
+            sd.elbo(sde, lambda x, t, value=value: torch.cat([score(x, t)[:2], value + 0 * x[2:]]), x, seed=0)
+        assert caught.value.samples == [2] and caught.value.t == sde.t_min
+
+    def late(x, t):
+        return torch.where(t.reshape(-1, 1) < 0.002, math.nan, score(x, t))
+
+    with pytest.raises(sd.NonFiniteError, match=r"Check the score on noised samples from t = 0\.001 to t = 1"):
+        sd.elbo(sde, late, x, seed=0)
+
+
 def test_the_example_compares_estimates(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     script = Path(__file__).parents[1] / "examples" / "likelihood.py"

@@ -34,6 +34,7 @@ from .. import counting
 from ..checks import check_count, check_finite, check_state, float64
 from ..densities.base import host_generator
 from ..derived import as_linear
+from ..errors import NonFiniteError
 from ..gaussian import Gaussian
 from ..linear import LinearSDE, derivative
 from ..score import Given, Score, as_score
@@ -110,6 +111,7 @@ def elbo(
 
     Raises:
         TypeError, ValueError: the process is not linear, or alpha vanishes at its end.
+        NonFiniteError: the score is NaN or infinite.
     """
     if isinstance(sde, SDE):
         sde = as_linear(sde, tuple(check_state(x).shape[1:]))
@@ -130,6 +132,7 @@ def elbo(
     )  # fmt: skip
     with torch.no_grad(), counting.count() as tally:
         mean, square = strata.mean(integrand, len(x), draws, integrand.source)
+        _check_seen(mean, integrand.t0, sde.t_max)
         end, end_square = integrand.end(terminal_law(sde, terminal, tuple(x.shape[1:])), draws)
     return Estimate(mean + end, careful_error(square + end_square), tally.rows // len(x))
 
@@ -195,6 +198,17 @@ class _Integrand:
 
     def _beside(self, value: Tensor) -> Tensor:
         return value.to(self.x).reshape(-1, *[1] * (self.x.ndim - 1))
+
+
+def _check_seen(mean: Tensor, t0: float, t_max: float) -> None:
+    """Refuse averages (B,) of scores that are no numbers."""
+    rows = torch.nonzero(~torch.isfinite(mean)).flatten().tolist()
+    if rows:
+        raise NonFiniteError(
+            f"The bound is NaN or infinite for {len(rows)} of {len(mean)} samples (first: {rows[:5]}). Check the score on "
+            f"noised samples from t = {t0:g} to t = {t_max:g}.",
+            step=None, t=t0, samples=rows, state=None,
+        )  # fmt: skip
 
 
 def _controlled(values: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
