@@ -706,6 +706,16 @@ def test_times_outside_the_clock_are_refused(sde):
     assert torch.equal(sde.scales(sde.t_max * (1 + 1e-7)).root, sde.scales(sde.t_max).root)
 
 
+@pytest.mark.parametrize("sde", [sd.CLD(), sd.Blurring((2, 2)), Pairs()], ids=lambda sde: type(sde).__name__)
+def test_a_time_and_its_rounding_are_the_same_for_a_transition(sde):
+    """0.7 in float32 is a little less than in float64: no step at all, and none backward."""
+    kernel = sde.transition(0.7, torch.tensor(0.7))
+    eye = torch.eye(kernel.scale.shape[-1], dtype=F64).expand_as(kernel.scale)
+    assert torch.equal(kernel.scale, eye) and not kernel.covariance.any() and not kernel.shift.any()
+    with pytest.raises(ValueError, match="exchange them"):
+        sde.transition(0.7, 0.6999)
+
+
 def test_the_last_denoising_step_is_the_posterior_mean():
     cld = sd.CLD()
     score = sd.ExactScore(cld, sd.densities.ring(3).to(dtype=F64))
