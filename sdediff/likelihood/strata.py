@@ -29,6 +29,7 @@ from torch import Tensor
 
 _CELLS, _FINE = 8, 4  # of the pilot, and how many parts of a cell have shares of their own
 _EVEN, _SCALE = 0.15, 0.5  # of the share: what is spread evenly, and what goes where the scales of the data say
+_LEAST = 1e-3  # of what the pilot knows of gamma in its best cell, in any other
 _RIDGE = (0.1, 1.0)  # of mu and of gamma, in units of what the pilot knows of them
 
 
@@ -155,6 +156,10 @@ def _regression(pilot: Draws, rest: Draws, scale: Tensor, share: Tensor) -> tupl
     start = _level(pilot, scale).T
     y = (weight * (every.value - control)).T - (x[..., :cells] @ start[..., None])[..., 0]
     known = x[:, :first].square().sum(1) * len(rest.u) / first
+    least = _LEAST * known[:, cells:].amax(
+        1, keepdim=True
+    )  # a stratum alone in its cell would decide gamma against nothing
+    known = torch.cat([known[:, :cells], torch.maximum(known[:, cells:], least)], 1)
     trust = max(1.0, 64 / len(every.u)) ** 2  # the fewer the draws, the less they are trusted
     ridge = trust * known * torch.tensor(_RIDGE).to(x).repeat_interleave(cells) + 1e-12
     inverse = torch.linalg.inv(x.mT @ x + torch.diag_embed(ridge))
