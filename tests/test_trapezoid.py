@@ -70,8 +70,8 @@ def test_on_gaussian_data_the_implicit_equation_is_solved(std, eta):
     joint = matrix @ earlier  # of the states at nodes 8 and 7
     # the last step, explicit: the prediction at node 8 and its guess from the change since node 7
     end = steps.weights(in_log_snr, CLD, 8, range(9, 7, -1))[0, 0]
-    now = steps.psi[8, 0] + (steps.total[8, 0] + 0.4 * end) @ gains[8]
-    before = -0.4 * end @ gains[7]
+    now = steps.psi[8, 0] + (steps.total[8, 0] + 0.5 * end) @ gains[8]
+    before = -0.5 * end @ gains[7]
     covariance = (
         now @ covariance @ now.T
         + now @ joint @ before.T
@@ -202,7 +202,7 @@ def test_an_evaluation_is_worth_four_of_euler_on_the_ring():
 @pytest.mark.soak
 @pytest.mark.parametrize("n", [12, 15, 20, 30])
 def test_an_evaluation_is_worth_four_of_euler_on_the_ring_at_length(n):
-    mine, euler = worth_four(n, 400_000, (2.0, 3.0))
+    mine, euler = worth_four(n, 200_000, (2.0, 3.0))
     assert all(a < b for a, b in zip(mine, euler, strict=True)), (mine, euler)
 
 
@@ -238,21 +238,24 @@ def test_a_score_with_a_say_in_velocities_is_heard():
 
 
 def test_errors_of_a_score_near_the_end_are_not_carried_on():
-    """A noise prediction that is off by .2 is off by tens in the data at t_max; Euler with many steps is the judge."""
+    """A noise prediction off by .5 where t > .5, which is by a hundred in the data, leaves no trace; unlimited it does.
+
+    4,000 samples tell errors of .01 from 0.
+    """
     exact = sd.ExactScore(CLD, RING)
 
     def wrong(x, t):
-        return exact(x, t) - CLD.scales(t).pull(0.2 * torch.tanh(x + 1))  # s = -R^-T eps
+        off = 0.5 * torch.cos(5 * x) * (t > 0.5).double().reshape(-1, 1)
+        return exact(x, t) - CLD.scales(t).pull(off)  # s = -R^-T eps
 
     back, x = CLD.reverse(sd.FunctionScore(wrong, CLD)), exact.sample(4000, 1.0, seed=1)
     spectrum = Spectrum(exact, 1e-3)
 
-    def errors(solver, n):
-        return spectrum.errors(sd.solve(back, x, solver=solver, grid=Power(n, 3.0), t1=1e-3, seed=2).x)
+    def errors(solver):
+        return spectrum.errors(sd.solve(back, x, solver=solver, grid=Power(20, 3.0), t1=1e-3, seed=2).x)
 
-    judge = errors(sd.EulerMaruyama(), 200)
-    assert all(abs(a - b) < 0.05 for a, b in zip(errors(CoupledTrapezoid(), 20), judge, strict=True))
-    assert errors(CoupledTrapezoid(1e6), 20)[0] > judge[0] + 0.1  # what the bound is for
+    assert max(errors(CoupledTrapezoid())) < 0.03
+    assert errors(CoupledTrapezoid(1e6))[0] > 0.06
 
 
 def test_refusals():

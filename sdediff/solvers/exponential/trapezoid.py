@@ -27,6 +27,7 @@ https://doi.org/10.1093/imanum/8.1.141, for secants of one number (this is the g
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ from .propagators import like, steps_of
 from .rules import in_log_snr
 
 # Of the last change of the data prediction: what its guess adds. Tuned on the ring, at 10 to 20 evaluations.
-_AHEAD = 0.4
+_AHEAD = 0.5
 
 
 class CoupledTrapezoid(Solver):
@@ -50,12 +51,13 @@ class CoupledTrapezoid(Solver):
 
     The solver for critically damped Langevin and other processes with matrix coefficients where :math:`\eta > 0`. Meant for
     steps that shorten towards the data, such as ``grids.Power(n, 3.0)``. On a flow :class:`~sdediff.CoupledMultistep`, of a
-    higher order, is better.
+    higher order, is better. Of critically damped Langevin it gets the positions, which are the data: velocities, which the
+    last step throws about, converge later.
 
     Args:
         max_std: the widest local Gaussian, in units of the data: half as wide again as data of standard deviation 1, since
-            between modes the posterior is wide. It keeps the errors of a learned score near t_max, where two predictions
-            may differ by anything, from being carried on.
+            between modes the posterior is wide. No change of the prediction that is extrapolated is longer either. It keeps
+            the errors of a learned score near t_max, where two predictions may differ by anything, from being carried on.
 
     Raises:
         ValueError: it is not positive.
@@ -88,7 +90,7 @@ class CoupledTrapezoid(Solver):
                 change = newton.solve(k, p - wanted, p - p_before, pull - pull_before)
                 data = wanted + change
                 y = y + act(like(ends[k - 1], y), change)
-                guess = data + _AHEAD * (data - before)
+                guess = data + newton.limited(_AHEAD * (data - before))
             memory[:] = [guess, data, p, pull]
             y = steps.linear(k, y) + act(like(steps.total[k], y), data) + act(like(ends[k], y), guess - data)
             if spread is not None:
@@ -108,7 +110,7 @@ class _Newton:
     """
 
     def __init__(self, sde: Any, grid: Tensor, ends: Tensor, max_std: float):
-        self.least = max_std**-2
+        self.max_std = max_std
         kernel = sde.scales(grid[:-1]).kernel
         basis = _range(sde.data_covariance())
         self.basis, self.scale, self.shift = basis, kernel.scale, kernel.shift
@@ -126,11 +128,16 @@ class _Newton:
         inside, change = act(basis.mT, e), act(basis.mT, change)
         # lambda is the quotient of two lengths; multiplied by its denominator nothing here can be infinite
         top, bottom = (torch.linalg.vector_norm(v, dim=(-2, -1))[:, None, None, None] for v in (pulled, change))
-        top = torch.maximum(top, self.least * bottom) + torch.finfo(e.dtype).tiny
+        top = torch.maximum(top, self.max_std**-2 * bottom) + torch.finfo(e.dtype).tiny
         eye = torch.eye(basis.shape[-1], dtype=e.dtype, device=e.device)
         local = top * eye + bottom * like(self.known[k], e)
         solved = solve(local - bottom * like(self.moved[k - 1], e), act(local, inside))
-        return e + act(basis, solved - inside)
+        return e + self.limited(act(basis, solved - inside))
+
+    def limited(self, change: Tensor) -> Tensor:
+        """A change of the prediction that no evaluation has seen, its root mean square at most ``max_std``."""
+        length = torch.linalg.vector_norm(change, dim=(-2, -1), keepdim=True) / math.sqrt(change[0].numel())
+        return change * (self.max_std / length.clamp_min(self.max_std))
 
 
 def _range(covariance: Tensor) -> Tensor:
