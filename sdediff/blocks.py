@@ -20,6 +20,11 @@ def act(matrix: Tensor, y: Tensor) -> Tensor:
     return (matrix @ y.unsqueeze(-1)).squeeze(-1)
 
 
+def like(matrix: Tensor, y: Tensor) -> Tensor:
+    """Matrices beside a state, in its dtype and on its device."""
+    return matrix.to(y.device, y.dtype)
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a b of two operators, (..., m, i, j) and (..., m, j, l)."""
     return a * b if a.shape[-1] == 1 and b.shape[-2] == 1 and a.shape[-2] == 1 else a @ b

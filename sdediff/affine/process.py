@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..blocks import act, dense, log_det
+from ..blocks import act, dense, like, log_det
 from ..checks import Time, as_time, check_event, check_state, float64, time_dtype, within
 from ..densities import Density, Mixture
 from ..diffusion import Dense, Diffusion
@@ -36,7 +36,7 @@ from .moments import Kernel, Moments
 from .noise import BlockNoise
 from .posterior import CarriedMixture, law
 from .reversal import CoupledFlow, CoupledReverse
-from .scales import CoupledGaussian, Scales, like
+from .scales import CoupledGaussian, Scales
 
 _REMEMBERED = 4096
 

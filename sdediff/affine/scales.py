@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .. import blocks
+from ..blocks import like
 from ..gaussian import normals
 from .moments import Kernel
 
@@ -116,8 +117,3 @@ class CoupledGaussian:
         share = z.shape[1] / (root.shape[-1] * root.shape[-3])  # blocks that share one matrix
         log_det = share * torch.diagonal(root, dim1=-2, dim2=-1).log().sum((-2, -1))
         return (-0.5 * z.square().sum(1) - log_det - 0.5 * z.shape[1] * math.log(2 * math.pi)).to(x.dtype)
-
-
-def like(value: Tensor, y: Tensor) -> Tensor:
-    """Matrices beside a state, in its dtype and on its device."""
-    return value.to(y.device, y.dtype)

@@ -103,12 +103,10 @@ def elbo(
         cond: a condition for the score.
 
     Returns:
-        An :class:`~sdediff.likelihood.Estimate`: ``value`` is unbiased for the bound, whatever the score. A point's own error
-        is too large rather than too small: by a quarter on rings of modes, twofold in 784 dimensions. Still, draws that carry
-        x_t between the modes of p_t are rare and lower the value: with 32 draws, of 10,000 points of a ring about 5 lie above
-        the truth by more than 4 errors of their own, with 64 about 2 (normal statistics: 0.3). A batch has met such draws, so
-        no ``standard_error`` is taken below its root mean square: then none of 80,000 did, and over nine other mixtures in up
-        to 64 dimensions 1 of 45,000 (normal statistics: 1.4).
+        An :class:`~sdediff.likelihood.Estimate`: ``value`` is unbiased for the bound, whatever the score. Its errors are too
+        large rather than too small. Still, draws that carry x_t between the modes of p_t are rare and lower the value, and a
+        point that has met none is too certain. A batch has met such draws, so no ``standard_error`` is taken below its root
+        mean square: give points together. ``python -m benchmarks.bound`` measures both.
 
     Raises:
         TypeError, ValueError: the process is not linear, or alpha vanishes at its end.

@@ -29,6 +29,7 @@ from torch import Tensor
 
 _CELLS, _FINE = 8, 4  # of the pilot, and how many parts of a cell have shares of their own
 _EVEN, _SCALE = 0.15, 0.5  # of the share: what is spread evenly, and what goes where the scales of the data say
+_REACH = 12.0  # in S²/sigma²: noise of a third to a quarter of the scale already carries data over it
 _LEAST = 1e-3  # of what the pilot knows of gamma in its best cell, in any other
 _RIDGE = (0.1, 1.0)  # of mu and of gamma, in units of what the pilot knows of them
 
@@ -121,7 +122,7 @@ def _share(integrand: Integrand, pilot: Draws, scale: Tensor) -> Tensor:
     seen = _between(0.25 * near[:-2] + 0.5 * near[1:-1] + 0.25 * near[2:], middle)
     noise, growth = integrand.scales(middle[:, 0])
     ratio = scale / noise[:, None, None]  # (parts, cells, B)
-    guessed = (ratio * torch.exp(-ratio / 12)).amax(1) * growth[:, None]
+    guessed = (ratio * torch.exp(-ratio / _REACH)).amax(1) * growth[:, None]
     share = (1 - _EVEN - _SCALE) * _normalised(seen) + _SCALE * _normalised(guessed) + _EVEN / len(middle)
     return share / share.sum(0)
 

@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ...blocks import act
+from ...blocks import act, like
 from ...noise import Stream
 from ...score import Score
 from ...sde import SDE, Coefficient, CoupledSemilinear, check_coefficient
 from ..base import Advance, Orders, Remembering, Solver
 from .guidance import too_high
 from .multistep import check_order, own_eta2
-from .propagators import like, steps_of
+from .propagators import steps_of
 from .rules import Variable, in_power
 
 _LEVEL = in_power(0.65)

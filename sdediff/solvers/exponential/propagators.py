@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...blocks import act, gram, product, root
+from ...blocks import act, gram, like, product, root
 from ...collocation import TOLERANCE, Legendre
 from ...sde import CoupledSemilinear
 from .rules import Variable, lagrange
@@ -114,11 +114,11 @@ def _in_parts(sde: Any, grid: Tensor, eta2: Tensor, parts: int) -> Propagators:
     length = (grid[1:] / grid[:-1]).log()  # of a step in log u
     x = (torch.arange(parts, dtype=grid.dtype).unsqueeze(1) + _RULE.nodes) / parts  # (P, Q)
     u = grid[:-1, None, None] * torch.exp(length[:, None, None] * x)  # (N, P, Q)
-    du = (u * length[:, None, None] / parts)[..., None, None, None]
+    du = (u * length.reshape(-1, 1, 1) / parts).reshape(*u.shape, 1, 1, 1)
     drift, _, factor = sde.coefficients(u)
     kernel = sde.scales(u).kernel.reshape(u.shape)
     pull = _pull(gram(factor), kernel.covariance)  # D C⁻¹
-    half = 0.5 * (1 + eta2)[:, None, None, None, None, None]
+    half = 0.5 * (1 + eta2).reshape(-1, 1, 1, 1, 1, 1)
     flow = (drift + half * pull) * du
     inner, part_of = _collocated(flow.movedim(-3, 2))  # (N, P, m, Q, k, k) and (N, P, m, k, k)
     after = [
@@ -128,9 +128,9 @@ def _in_parts(sde: Any, grid: Tensor, eta2: Tensor, parts: int) -> Propagators:
         after.append(product(after[-1], part_of[:, part]))
     psi = after.pop()
     psi_u = product(torch.stack(after[::-1], 1).unsqueeze(2), inner.movedim(2, 3))  # (N, P, Q, m, k, k)
-    weight = _RULE.weights[:, None, None, None] * du
+    weight = _RULE.weights.reshape(-1, 1, 1, 1) * du
     added = -half * weight * product(product(psi_u, pull), kernel.scale)
-    noise = (-weight * gram(product(psi_u, factor))).sum((1, 2)) * eta2[:, None, None, None]
+    noise = (-weight * gram(product(psi_u, factor))).sum((1, 2)) * eta2.reshape(-1, 1, 1, 1)
     whole = sde.scales(grid).kernel
     total = whole.scale[1:] - product(psi, whole.scale[:-1])
     shift = whole.shift[1:] - act(psi, whole.shift[:-1])
@@ -154,8 +154,3 @@ def _pull(gram: Tensor, covariance: Tensor) -> Tensor:
     if covariance.shape[-1] == 1:
         return gram / covariance
     return torch.cholesky_solve(gram.mT, root(covariance)).mT
-
-
-def like(matrix: Tensor, y: Tensor) -> Tensor:
-    """A table beside a state, in its dtype and on its device."""
-    return matrix.to(y.device, y.dtype)

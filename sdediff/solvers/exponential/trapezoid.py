@@ -33,13 +33,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...blocks import act, product, solve
+from ...blocks import act, like, product, solve
 from ...checks import check_positive
 from ...noise import Stream
 from ...score import Score
 from ...sde import SDE, CoupledSemilinear
 from ..base import Advance, Orders, Remembering, Solver
-from .propagators import like, steps_of
+from .propagators import steps_of
 from .rules import in_log_snr
 
 # Of the last change of the data prediction: what its guess adds. Tuned on the ring, at 10 to 20 evaluations.
@@ -127,7 +127,7 @@ class _Newton:
         basis = like(self.basis, e)
         inside, change = act(basis.mT, e), act(basis.mT, change)
         # lambda is the quotient of two lengths; multiplied by its denominator nothing here can be infinite
-        top, bottom = (torch.linalg.vector_norm(v, dim=(-2, -1))[:, None, None, None] for v in (pulled, change))
+        top, bottom = (torch.linalg.vector_norm(v, dim=(-2, -1)).reshape(-1, 1, 1, 1) for v in (pulled, change))
         top = torch.maximum(top, self.max_std**-2 * bottom) + torch.finfo(e.dtype).tiny
         eye = torch.eye(basis.shape[-1], dtype=e.dtype, device=e.device)
         local = top * eye + bottom * like(self.known[k], e)
